@@ -1,0 +1,279 @@
+//! Bytes at offsets: the one door between the engine and the outside.
+//!
+//! [`Storage`] is what a VHDX file is to this crate: positional reads and writes, a length, a sync. The engine never names
+//! `std::fs::File` above this floor, so the same code runs on files, in memory, on mapped ancestors, and on the crash
+//! simulator. Calls may be short, as system calls may; the free functions here ([`read_exact`], [`write_all`], ...) loop, and
+//! turn failures into [`StorageError`]s that say which operation failed where.
+//!
+//! A [`Storage`] does no locking between calls: any number of threads may call it at once.
+
+mod error;
+mod memory;
+
+pub use error::{Operation, StorageError};
+pub use memory::MemoryStorage;
+
+use std::fmt;
+use std::io;
+
+/// Which barrier of the engine asks for a sync. Storages may ignore it; the simulator and the tests name syncs by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum SyncSite {
+    /// A new file is whole, before it gets its final name.
+    Create,
+    /// The header with this session's new identity, before any other byte of the file changes.
+    Identity,
+    /// A flush that only hardens rewrites of sectors that were present.
+    Rewrite,
+    /// Barrier 1 of a commit: payload that the batch will expose.
+    Payload,
+    /// The header that names this session's log, after the log's first entry.
+    LogStart,
+    /// Barrier 2 of a commit: the log entry.
+    Log,
+    /// Pages at their home offsets, before the log space that holds them is given up.
+    Home,
+    /// The empty log entry that moves the durable tail.
+    LogTail,
+    /// Everything at home, before the log is declared empty at close.
+    CloseHome,
+    /// The first header that declares the log empty at close.
+    CloseFirst,
+    /// The second header that declares the log empty at close.
+    CloseSecond,
+    /// The new file write GUID before a replay changes the file.
+    ReplayIdentity,
+    /// The replayed pages, before the log is declared empty.
+    ReplayHome,
+    /// The first header that declares the log empty after a replay.
+    ReplayFirst,
+    /// The second header that declares the log empty after a replay.
+    ReplaySecond,
+    /// The shortened length of a file.
+    Truncate,
+}
+
+/// Names one stored object, so that a chain cannot lead back into itself under another path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StorageId {
+    /// The device or name space.
+    pub device: u64,
+    /// The object in it.
+    pub object: u64,
+}
+
+/// A file, or something that behaves like one.
+///
+/// Implementations must be safe to call from many threads at once; overlapping calls may land in any order.
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// Reads at most `buf.len()` bytes starting at `at`; 0 at or past the end.
+    ///
+    /// # Errors
+    /// Whatever the storage reports. `Interrupted` is retried by the callers in this crate.
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// Writes at most `buf.len()` bytes starting at `at`, extending the file with zeros up to `at` if it is shorter.
+    ///
+    /// # Errors
+    /// Whatever the storage reports. `Interrupted` is retried by the callers in this crate.
+    fn write_at(&self, buf: &[u8], at: u64) -> io::Result<usize>;
+
+    /// The length in bytes.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the length is zero.
+    ///
+    /// # Errors
+    /// As [`Storage::len`].
+    fn is_empty(&self) -> io::Result<bool> {
+        self.len().map(|len| len == 0)
+    }
+
+    /// Makes the length `len`: cuts the end off, or adds bytes that read as zeros.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Returns when everything written before the call survives a power cut.
+    ///
+    /// # Errors
+    /// Whatever the storage reports. The engine never retries a failed sync (the dirty data may be gone).
+    fn sync(&self, site: SyncSite) -> io::Result<()>;
+
+    /// Makes `len` bytes at `at` read as zeros and gives their space back. The length stays.
+    ///
+    /// # Errors
+    /// `Unsupported` where there are no holes: the engine writes zeros instead.
+    fn punch(&self, at: u64, len: u64) -> io::Result<()>;
+
+    /// The first stretch of possible data at or after `at`, as (start, end); `None` when only holes follow.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    fn next_data(&self, at: u64) -> io::Result<Option<(u64, u64)>> {
+        let len = self.len()?;
+        Ok((at < len).then_some((at, len)))
+    }
+
+    /// Bytes that the storage under the file has given to it.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    fn allocated(&self) -> io::Result<u64> {
+        self.len()
+    }
+
+    /// Which object this is.
+    fn id(&self) -> StorageId;
+}
+
+/// Reads until `buf` is full or the file ends; returns the bytes read.
+///
+/// # Errors
+/// The first failure, with the place it happened at.
+#[inline]
+pub fn read_up_to<S: Storage + ?Sized>(storage: &S, buf: &mut [u8], at: u64) -> Result<usize, StorageError> {
+    match storage.read_at(buf, at) {
+        Ok(n) if n == buf.len() => Ok(n),
+        first => read_rest(storage, buf, at, first),
+    }
+}
+
+#[cold]
+fn read_rest<S: Storage + ?Sized>(storage: &S, buf: &mut [u8], at: u64, first: io::Result<usize>) -> Result<usize, StorageError> {
+    let mut done = 0;
+    let mut result = first;
+    loop {
+        match result {
+            Ok(0) => return Ok(done),
+            Ok(n) if n > buf.len() - done => {
+                return Err(StorageError::new(Operation::Read, at, io::Error::other("storage claims more bytes than asked for")));
+            }
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(StorageError::new(Operation::Read, at + done as u64, e)),
+        }
+        if done == buf.len() {
+            return Ok(done);
+        }
+        result = storage.read_at(&mut buf[done..], at + done as u64);
+    }
+}
+
+/// Fills `buf`; what lies past the end of the file reads as zeros.
+///
+/// # Errors
+/// The first failure, with the place it happened at.
+#[inline]
+pub fn read_zero_extended<S: Storage + ?Sized>(storage: &S, buf: &mut [u8], at: u64) -> Result<(), StorageError> {
+    let n = read_up_to(storage, buf, at)?;
+    if n < buf.len() {
+        buf[n..].fill(0);
+    }
+    Ok(())
+}
+
+/// Fills `buf`, or fails with `UnexpectedEof` where the file ends first.
+///
+/// # Errors
+/// The first failure, with the place it happened at.
+pub fn read_exact<S: Storage + ?Sized>(storage: &S, buf: &mut [u8], at: u64) -> Result<(), StorageError> {
+    let n = read_up_to(storage, buf, at)?;
+    if n < buf.len() {
+        return Err(StorageError::new(Operation::Read, at + n as u64, io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(())
+}
+
+/// Writes all of `buf`.
+///
+/// # Errors
+/// The first failure, with the place it happened at; what came before it may have landed.
+#[inline]
+pub fn write_all<S: Storage + ?Sized>(storage: &S, buf: &[u8], at: u64) -> Result<(), StorageError> {
+    match storage.write_at(buf, at) {
+        Ok(n) if n == buf.len() => Ok(()),
+        first => write_rest(storage, buf, at, first),
+    }
+}
+
+#[cold]
+fn write_rest<S: Storage + ?Sized>(storage: &S, buf: &[u8], at: u64, first: io::Result<usize>) -> Result<(), StorageError> {
+    let mut done = 0;
+    let mut result = first;
+    loop {
+        match result {
+            Ok(0) if done < buf.len() => {
+                return Err(StorageError::new(Operation::Write, at + done as u64, io::ErrorKind::WriteZero.into()));
+            }
+            Ok(n) if n > buf.len() - done => {
+                return Err(StorageError::new(Operation::Write, at, io::Error::other("storage claims more bytes than asked for")));
+            }
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(StorageError::new(Operation::Write, at + done as u64, e)),
+        }
+        if done == buf.len() {
+            return Ok(());
+        }
+        result = storage.write_at(&buf[done..], at + done as u64);
+    }
+}
+
+/// Bytes of zeros written at a time where holes cannot be punched.
+const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Makes a range read as zeros by writing zeros.
+///
+/// # Errors
+/// The first failure.
+pub fn write_zeros<S: Storage + ?Sized>(storage: &S, at: u64, len: u64) -> Result<(), StorageError> {
+    let mut done = 0;
+    while done < len {
+        let part = (len - done).min(ZEROS.len() as u64);
+        write_all(storage, &ZEROS[..part as usize], at + done)?;
+        done += part;
+    }
+    Ok(())
+}
+
+/// Makes a range read as zeros: by a hole where the storage has them, by writing otherwise.
+///
+/// # Errors
+/// The first failure of the write that a missing hole fell back to, or of the punch itself.
+pub fn punch_or_zero<S: Storage + ?Sized>(storage: &S, at: u64, len: u64) -> Result<(), StorageError> {
+    match storage.punch(at, len) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => write_zeros(storage, at, len),
+        Err(e) => Err(StorageError::new(Operation::Punch, at, e)),
+    }
+}
+
+/// The length, as a [`StorageError`] on failure.
+///
+/// # Errors
+/// As [`Storage::len`].
+pub fn len<S: Storage + ?Sized>(storage: &S) -> Result<u64, StorageError> {
+    storage.len().map_err(|e| StorageError::new(Operation::Len, 0, e))
+}
+
+/// Sets the length, as a [`StorageError`] on failure.
+///
+/// # Errors
+/// As [`Storage::set_len`].
+pub fn set_len<S: Storage + ?Sized>(storage: &S, len: u64) -> Result<(), StorageError> {
+    storage.set_len(len).map_err(|e| StorageError::new(Operation::SetLen, len, e))
+}
+
+/// Syncs, as a [`StorageError`] on failure. `Interrupted` is a failure here: a sync is never tried twice.
+///
+/// # Errors
+/// As [`Storage::sync`].
+pub fn sync<S: Storage + ?Sized>(storage: &S, site: SyncSite) -> Result<(), StorageError> {
+    storage.sync(site).map_err(|e| StorageError::new(Operation::Sync, 0, e))
+}
