@@ -18,9 +18,19 @@
 //! Parsing takes slices and returns checked values or a [`FormatError`] that names the structure, the offset in the file and
 //! the fault. Nothing here allocates more than the bytes it was given justify.
 
-mod error;
+// File data is untrusted: no index, conversion or sum here may panic or wrap. Tests build their own data and index freely.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::as_conversions, clippy::unwrap_used))]
 
+mod checksum;
+mod error;
+mod header;
+mod identifier;
+mod wire;
+
+pub use checksum::{crc32c, crc32c_with_field_zeroed};
 pub use error::{Fault, FormatError};
+pub use header::{CurrentHeader, FORMAT_VERSION, Header, HeaderSlot, LOG_VERSION, MAX_LOG_LENGTH, choose_header};
+pub use identifier::{encode_identifier, parse_identifier};
 
 use crate::units::FileOffset;
 
