@@ -21,16 +21,22 @@
 // File data is untrusted: no index, conversion or sum here may panic or wrap. Tests build their own data and index freely.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::as_conversions, clippy::unwrap_used))]
 
+mod bat;
+mod bitmap;
 mod checksum;
 mod error;
 mod header;
 mod identifier;
+mod region;
 mod wire;
 
+pub use bat::{BitmapState, PayloadState};
+pub use bitmap::{Run, runs, set_range};
 pub use checksum::{crc32c, crc32c_with_field_zeroed};
 pub use error::{Fault, FormatError};
 pub use header::{CurrentHeader, FORMAT_VERSION, Header, HeaderSlot, LOG_VERSION, MAX_LOG_LENGTH, choose_header};
 pub use identifier::{encode_identifier, parse_identifier};
+pub use region::{BAT_REGION, METADATA_REGION, Region, RegionTable};
 
 use crate::units::FileOffset;
 
