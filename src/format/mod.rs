@@ -27,6 +27,8 @@ mod checksum;
 mod error;
 mod header;
 mod identifier;
+mod locator;
+mod metadata;
 mod region;
 mod wire;
 
@@ -36,6 +38,11 @@ pub use checksum::{crc32c, crc32c_with_field_zeroed};
 pub use error::{Fault, FormatError};
 pub use header::{CurrentHeader, FORMAT_VERSION, Header, HeaderSlot, LOG_VERSION, MAX_LOG_LENGTH, choose_header};
 pub use identifier::{encode_identifier, parse_identifier};
+pub use locator::{ParentLocator, VHDX_LOCATOR};
+pub use metadata::{
+    FILE_PARAMETERS, LOGICAL_SECTOR_SIZE, Metadata, MetadataEntry, MetadataItem, MetadataTable, PARENT_LOCATOR, PHYSICAL_SECTOR_SIZE,
+    VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
+};
 pub use region::{BAT_REGION, METADATA_REGION, Region, RegionTable};
 
 use crate::units::FileOffset;
