@@ -8,9 +8,13 @@
 //! A [`Storage`] does no locking between calls: any number of threads may call it at once.
 
 mod error;
+mod file;
+mod map;
 mod memory;
 
 pub use error::{Operation, StorageError};
+pub use file::{Access, FileStorage};
+pub use map::MappedStorage;
 pub use memory::MemoryStorage;
 
 use std::fmt;
