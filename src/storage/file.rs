@@ -141,6 +141,11 @@ impl FileStorage {
         Ok(storage)
     }
 
+    /// The id that a storage on the file with this metadata has.
+    pub(crate) fn id_of(metadata: &Metadata) -> StorageId {
+        object_id(metadata)
+    }
+
     /// The open file.
     pub fn file(&self) -> &File {
         &self.file
