@@ -9,6 +9,8 @@
 
 mod error;
 mod memory;
+#[cfg(feature = "sim")]
+pub mod sim;
 
 pub use error::{Operation, StorageError};
 pub use memory::MemoryStorage;
