@@ -10,3 +10,4 @@ pub mod units;
 
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 pub use kind::{ErrorKind, Structure};
+pub use stub::*;

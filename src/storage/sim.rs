@@ -270,6 +270,11 @@ impl SimWorld {
         Trace { start: inner.start.clone(), start_hash, seed: self.world.seed, events: inner.events.clone() }
     }
 
+    /// The events from a cut on.
+    pub fn events_since(&self, cut: usize) -> Vec<Event> {
+        self.world.inner.lock().events.get(cut..).unwrap_or_default().to_vec()
+    }
+
     /// Takes the present content as durable and empties the trace.
     pub fn forget(&self) {
         let mut inner = self.world.inner.lock();
@@ -295,6 +300,13 @@ impl SimStorage {
     /// Which file of its world this is.
     pub fn file(&self) -> FileId {
         self.file
+    }
+
+    /// Whether any byte between two places differs from the other file's, as both are now. Past an end there are zeros.
+    /// Files that descend from one another are compared in no time.
+    pub fn differs(&self, other: &Self, from: u64, to: u64) -> bool {
+        let mine = self.world.inner.lock().now.files[self.file.0].clone();
+        mine.differs(&other.world.inner.lock().now.files[other.file.0], from, to)
     }
 }
 

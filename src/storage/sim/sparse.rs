@@ -130,6 +130,24 @@ impl SparseFile {
         (start < end).then_some((start, end))
     }
 
+    /// Whether any byte between two places differs from the other file's; past an end there are zeros. Shared pages cost nothing.
+    pub fn differs(&self, other: &Self, from: u64, to: u64) -> bool {
+        let zeros = [0; PAGE];
+        let mut indices: Vec<u64> = self.present(from / PAGE as u64, to.div_ceil(PAGE as u64)).collect();
+        indices.extend(other.present(from / PAGE as u64, to.div_ceil(PAGE as u64)));
+        indices.iter().any(|&index| {
+            let (mine, theirs) = (self.page(index), other.page(index));
+            if let (Some(mine), Some(theirs)) = (mine, theirs)
+                && Arc::ptr_eq(mine, theirs)
+            {
+                return false;
+            }
+            let start = index * PAGE as u64;
+            let range = from.saturating_sub(start) as usize..(to - start).min(PAGE as u64) as usize;
+            mine.map_or(&zeros, |page| page)[range.clone()] != theirs.map_or(&zeros, |page| page)[range]
+        })
+    }
+
     fn heal(&mut self, at: u64, end: u64) {
         if !self.unreadable.is_empty() {
             self.unreadable.retain(|&(start, stop)| !(at <= start && stop <= end));
@@ -272,6 +290,20 @@ mod tests {
         let mut zeros = holes.clone();
         zeros.write(&[0; 100_000], 0);
         assert_eq!(holes.hash(), zeros.hash());
+    }
+
+    #[test]
+    fn differences_are_seen_inside_the_range_only() {
+        let mut one = SparseFile::default();
+        one.write(&[1; 10_000], 0);
+        let mut two = one.clone();
+        assert!(!one.differs(&two, 0, u64::MAX));
+        two.write(&[2], 5000);
+        assert!(one.differs(&two, 0, 10_000) && one.differs(&two, 5000, 5001));
+        assert!(!one.differs(&two, 0, 5000) && !one.differs(&two, 5001, 10_000));
+        two.write(&[1], 5000);
+        two.set_len(20_000);
+        assert!(!one.differs(&two, 0, u64::MAX), "zeros past an end are no difference");
     }
 
     #[test]
