@@ -10,4 +10,3 @@ pub mod units;
 
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 pub use kind::{ErrorKind, Structure};
-pub use stub::*;
