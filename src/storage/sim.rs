@@ -21,6 +21,7 @@ mod crash;
 mod enumerate;
 mod fault;
 mod sparse;
+mod volume;
 #[cfg(test)]
 mod tests;
 
