@@ -21,9 +21,9 @@ mod crash;
 mod enumerate;
 mod fault;
 mod sparse;
-mod volume;
 #[cfg(test)]
 mod tests;
+mod volume;
 
 pub use crash::{Atom, BeyondEnd, Choice, Class, CrashImage, CrashOptions, CrashWalk, Flight, FreshSpace};
 pub use enumerate::{Limits, Rng};

@@ -62,7 +62,8 @@ mod tests {
         if old {
             let file = world.create("name");
             file.write_at(&[1; 700], 0).unwrap();
-            file.sync(SyncSite::Create).unwrap();
+            drop(file);
+            world.forget();
         }
         let fill = |file: &Arc<dyn Storage>| write_all(file.as_ref(), &CONTENT, 0);
         create_atomically::<_, StorageError>(&world, "name", old, true, fill).unwrap();
