@@ -25,7 +25,7 @@ const ENTRY: &[&str] = &["BAT entry"];
 fn states(t: &mut Table) {
     t.damaged(30, "state 4", entry(4), ENTRY);
     t.damaged(30, "state 5", entry(5), ENTRY);
-    t.damaged(30, "state 4 with a place", entry(4 | 5 * MIB), ENTRY);
+    t.damaged(30, "state 4 with a place", entry((5 * MIB) | 4), ENTRY);
     t.damaged(30, "state 7 without a parent", entry(partial(DATA_AT)), ENTRY);
     for bit in [3, 11, 19] {
         let mut disk = small();
@@ -34,7 +34,7 @@ fn states(t: &mut Table) {
         t.faulty(30, format!("reserved bit {bit}"), vec![disk.build()], ENTRY);
     }
     for state in [0, 2] {
-        t.reads(30, format!("a place in state {state} means nothing"), vec![entry(77 * MIB | state)], &SMALL);
+        t.reads(30, format!("a place in state {state} means nothing"), vec![entry((77 * MIB) | state)], &SMALL);
     }
     for state in [1, 2, 3] {
         t.reads(30, format!("state {state}"), vec![entry(state)], &SMALL);
@@ -52,7 +52,7 @@ fn states(t: &mut Table) {
     t.reads(30, "entries behind the last block", vec![padding.build()], &SMALL);
     for state in [1, 2, 3, 4, 5, 7] {
         let mut child = vb();
-        child.bat.insert(2048, 6 * MIB | state);
+        child.bat.insert(2048, (6 * MIB) | state);
         t.damaged_chain(30, format!("a bitmap in state {state}"), vec![child.build(), va().build()], &["BAT entry", "sector bitmap"]);
     }
 }
@@ -85,7 +85,7 @@ fn homes(t: &mut Table) {
     half.len = 8 * MIB;
     t.reported(31, "two blocks that share a MiB", vec![half.build()], names);
     let mut kept = small();
-    kept.bat.extend([(1, 5 * MIB | 3), (2, present(5 * MIB))]);
+    kept.bat.extend([(1, (5 * MIB) | 3), (2, present(5 * MIB))]);
     kept.len = 6 * MIB;
     kept.fill(5 * MIB, MIB, 0xA2);
     // The anchor of an unmapped block counts as used space for a checker; a reader has no use for it.

@@ -21,7 +21,11 @@ pub struct Quiet;
 impl Quiet {
     pub fn new() -> Self {
         let loud = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| if !QUIET.get() { loud(info) }));
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                loud(info)
+            }
+        }));
         QUIET.set(true);
         Self
     }

@@ -295,7 +295,8 @@ impl World {
         let block = MIB << (op.a / 3 % 4);
         let sectors = [0, 0, 1, block / parent.sector / 2 + 1, 2 * block / parent.sector][(op.b % 5) as usize] * parent.sector;
         let window = parent.size - parent.start;
-        let window = if op.b / 5 % 2 == 0 { (window + sectors).min(24 * MIB) } else { window.saturating_sub(sectors).max(parent.sector) };
+        let window =
+            if (op.b / 5).is_multiple_of(2) { (window + sectors).min(24 * MIB) } else { window.saturating_sub(sectors).max(parent.sector) };
         let size = parent.start + window;
         let layer = Layer::child(parent, size, block);
         let options = CreateOptions::child().block_size(block).size(size).log_size(MIB);
