@@ -259,12 +259,14 @@ impl World {
 
     /// No layer above the one that answers may own a sector of the stretch, and that one must.
     fn owner_is(&self, at: u64, len: u64, owner: Option<usize>) -> Step {
+        let mut end = at + len;
         for (depth, layer) in self.layers.iter().rev().enumerate() {
+            // Behind the end of a layer nothing below it counts.
+            end = end.min(layer.size);
             if layer.is_base || owner.is_some_and(|o| depth > o) {
                 break;
             }
             let wrong = if owner == Some(depth) { Own::No } else { Own::Yes };
-            let end = (at + len).min(layer.size);
             let mut pos = at;
             while pos < end {
                 let sector = ((pos - layer.start) / layer.sector) as usize;
