@@ -33,7 +33,7 @@ use table::Table;
 /// Rows that only show on paths or in writing have tests of their own in `paths.rs` and `writing.rs`; all others are in the table.
 #[test]
 fn every_row_gets_its_verdict() {
-    let _quiet = table::Quiet::new();
+    let quiet = table::Quiet::new();
     let mut table = Table::default();
     head::rows(&mut table);
     journal::rows(&mut table);
@@ -47,6 +47,7 @@ fn every_row_gets_its_verdict() {
             failures.push(format!("row {}: {}: {text}", case.row, case.name));
         }
     }
+    drop(quiet);
     loud::loud(&format!("hostile: {} files over {} rows, {} wrong answers", table.cases.len(), rows.len(), failures.len()));
     assert_eq!(rows.len(), 44, "rows without a file: {:?}", (1..=44).filter(|row| !rows.contains(row)).collect::<Vec<_>>());
     assert!(failures.is_empty(), "{} of {} cases:\n{}", failures.len(), table.cases.len(), failures.join("\n"));
