@@ -124,14 +124,13 @@ fn flushes_keep_the_budget() {
     let identity = file.syncs();
     disk.flush().unwrap();
     let first = file.syncs();
-    let budget = [SyncSite::Payload, SyncSite::Log];
-    assert_eq!(first.iter().filter(|s| budget.contains(s)).count(), 2, "{first:?}");
     loud(&format!(
         "flush: starting to write costs {} syncs at the first write {identity:?} and {} at the first flush {first:?}",
         identity.len(),
         first.len()
     ));
-    assert!(identity.len() + first.len() <= 2 + 5, "a handful of syncs for identity and log: {identity:?} {first:?}");
+    assert!(first.len() <= 2, "the first flush has the budget of every other: {first:?}");
+    assert!(identity.len() <= 2, "a handful of syncs for the identity: {identity:?}");
 
     disk.flush().unwrap();
     assert_eq!(file.syncs(), [], "nothing dirty");
@@ -204,9 +203,8 @@ fn ten_thousand_scattered_first_writes() {
         before.len(),
         flush.len()
     ));
-    // The pages touched need not fit into one log batch; how many batches there are is bounded by pages and log size:
-    // about 2,300 bitmap and BAT pages of 4 KiB, at most 250 of them in a 1 MiB log at a time.
-    assert!(before.len() + flush.len() <= 100, "{before:?} {flush:?}");
+    // The budget of any other flush, plus what starting costs; a batch that outgrows the log may need a few more.
+    assert!(before.len() + flush.len() <= 8, "{before:?} {flush:?}");
     disk.write_at(&[0; 4096], 0).unwrap();
     disk.flush().unwrap();
     file.syncs();
@@ -239,15 +237,17 @@ fn depth_costs_nothing_once_warm() {
         disk.read_at(&mut buf, at).unwrap();
     }
     let all = |what: fn(&Counting) -> u64| files.iter().map(|f| what(f)).sum::<u64>();
-    all(Counting::reads);
+    files.iter().for_each(|f| f.reset());
     for i in 0..1000_u64 {
         let ((), calls, _) = measured(|| disk.read_at(&mut buf, i * 37 % 2048 * 4096).unwrap());
         assert_eq!(all(Counting::reads), 1, "one storage read for 4 KiB through 32 children");
         assert_eq!(calls, 0, "a warm read allocates nothing");
         assert!(buf.iter().all(|&b| b == 0xA0));
     }
-    let ((), calls, _) = measured(|| disk.read_at(&mut buf, 100 * MIB).unwrap());
-    assert_eq!(all(Counting::reads), 0, "zeros that nobody has are not read, once known ({calls} allocations)");
+    for at in [100, 101, 150, 255] {
+        let ((), calls, _) = measured(|| disk.read_at(&mut buf, at * MIB).unwrap());
+        assert_eq!((all(Counting::reads), calls), (0, 0), "zeros that nobody has are not read");
+    }
     assert_eq!(all(Counting::writes), 0);
 }
 
