@@ -10,7 +10,8 @@ pub const PIECE: usize = 512;
 pub enum Own {
     No,
     Yes,
-    /// The engine may or may not have kept it: zeros over something inherited, or anything that a drop forgot.
+    /// The engine may or may not have kept it: zeros, which it need not write where nobody below has anything else, or what a drop
+    /// forgot.
     Maybe,
 }
 
@@ -92,11 +93,7 @@ impl Layer {
             }
         }
         let sector = self.sector as usize;
-        for mark in &mut self.own[from / sector..to.div_ceil(sector)] {
-            if own == Own::Yes || *mark == Own::No {
-                *mark = own;
-            }
-        }
+        self.own[from / sector..to.div_ceil(sector)].fill(own);
     }
 
     pub fn write(&mut self, at: u64, data: &[u8]) {
@@ -106,11 +103,11 @@ impl Layer {
     }
 
     pub fn write_zeroes(&mut self, at: u64, len: u64) {
-        self.zero(at, len, Own::Maybe);
+        self.zero(at, len);
     }
 
-    fn zero(&mut self, at: u64, len: u64, own: Own) {
-        self.touch(at, len, own);
+    fn zero(&mut self, at: u64, len: u64) {
+        self.touch(at, len, Own::Maybe);
         let (from, to) = (self.index(at), self.index(at + len));
         self.bytes[from..to].fill(0);
     }
@@ -120,7 +117,7 @@ impl Layer {
         let first = at.div_ceil(self.block) * self.block;
         let end = if at + len == self.size { self.size } else { (at + len) / self.block * self.block };
         if len > 0 && first < end {
-            self.zero(first, end - first, Own::Yes);
+            self.zero(first, end - first);
         }
     }
 
