@@ -1,5 +1,6 @@
 //! diffdisk: a copy-on-write virtual disk engine that reads and writes real VHDX files.
 
+pub mod export;
 pub mod format;
 pub mod geometry;
 mod guid;
