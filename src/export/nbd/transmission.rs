@@ -481,17 +481,14 @@ impl<'a> Connection<'a> {
     fn runs(&self, start: u64, stop: u64) -> Result<Vec<Run>, Fault> {
         let mut runs = Vec::new();
         let mut at = start;
-        let mut seen = 0;
         self.session.device.extents(start, stop - start, &mut |extent| {
             let Some(len) = clamp(&extent, at, stop) else { return ControlFlow::Break(()) };
-            push_run(&mut runs, len, extent.class != ExtentClass::Data && len >= HOLE_FROM);
+            push_run(&mut runs, len, extent.class != ExtentClass::Data);
             at += len;
-            seen += 1;
-            if at < stop && seen < MAX_CHUNKS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if at < stop && runs.len() < MAX_CHUNKS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
-        if at < stop {
-            push_run(&mut runs, stop - at, false);
-        }
+        push_run(&mut runs, stop - at, false);
+        runs.retain(|run| run.len > 0);
         Ok(runs)
     }
 
@@ -532,12 +529,17 @@ impl<'a> Connection<'a> {
     }
 }
 
+#[derive(Debug, PartialEq, Eq)]
 struct Run {
     is_hole: bool,
     len: u64,
 }
 
-fn push_run(runs: &mut Vec<Run>, len: u64, is_hole: bool) {
+/// Appends to a list of runs, of which neighbours differ and only the last may be a hole too small for a chunk.
+fn push_run(runs: &mut Vec<Run>, mut len: u64, is_hole: bool) {
+    if !is_hole {
+        len += runs.pop_if(|last| last.is_hole && last.len < HOLE_FROM).map_or(0, |small| small.len);
+    }
     match runs.last_mut() {
         Some(run) if run.is_hole == is_hole => run.len += len,
         _ => runs.push(Run { is_hole, len }),
@@ -572,5 +574,29 @@ impl Status {
             _ => self.extents.push((len, flags)),
         }
         self.is_open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_holes_are_data_and_neighbours_differ() {
+        let mut runs = Vec::new();
+        for (len, is_hole) in [(512, true), (512, false), (2048, true), (2048, true), (512, true), (100, false), (512, true)] {
+            push_run(&mut runs, len, is_hole);
+        }
+        push_run(&mut runs, 0, false);
+        let expected = [(1024, false), (4608, true), (612, false)];
+        assert_eq!(runs.iter().map(|run| (run.len, run.is_hole)).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_context_that_is_full_still_takes_more_of_the_same() {
+        let mut status = Status::new(true, 1);
+        assert!(status.add(5, 3) && status.add(6, 3));
+        assert!(!status.add(7, 0) && !status.add(8, 3), "what follows a gap does not count");
+        assert_eq!(status.extents, [(11, 3)]);
     }
 }
