@@ -355,6 +355,19 @@ fn a_slow_flush_holds_up_nobody() {
 }
 
 #[test]
+fn reads_of_cold_data_overlap() {
+    let world = world();
+    let mut c = Client::open(&world.path, "");
+    world.probe.slow_reads.store(5, Ordering::SeqCst);
+    let mut cookies: Vec<u64> = (0..32).map(|at| c.send(READ, 0, at * 4096, 4096, &[])).collect();
+    while !cookies.is_empty() {
+        let cookie = any_read(&c).0;
+        cookies.retain(|&c| c != cookie);
+    }
+    assert!(world.probe.inside.lock().unwrap().1);
+}
+
+#[test]
 fn more_slow_requests_than_threads_are_answered_all_the_same() {
     let world = world();
     let mut c = Client::open(&world.path, "");

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 /// A reply to an option: its type and data.
 pub type OptionReply = (u32, Vec<u8>);
@@ -270,6 +271,11 @@ pub struct Probe {
     pub panics: AtomicBool,
     /// Shown instead of the real size, unless 0.
     pub shrunk: AtomicU64,
+    /// Reads that are slow, and how many were begun; later ones wait until two are inside at once.
+    pub slow_reads: AtomicU64,
+    pub reads: AtomicU64,
+    pub inside: Mutex<(u64, bool)>,
+    pub met: Condvar,
     /// While closed, flushes wait.
     pub closed: Mutex<bool>,
     pub opened: Condvar,
@@ -281,6 +287,28 @@ impl Probe {
     pub fn new(size: u64) -> Self {
         let bytes = Mutex::new((vec![0; size as usize], vec![false; size.div_ceil(PIECE) as usize]));
         Self { bytes, ..Self::default() }
+    }
+
+    /// A disk that is slow for some reads, and then insists on company.
+    fn dawdle(&self) {
+        let slow = self.slow_reads.load(Ordering::SeqCst);
+        if slow == 0 {
+            return;
+        }
+        if self.reads.fetch_add(1, Ordering::SeqCst) < slow {
+            let until = Instant::now() + Duration::from_millis(1);
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            return;
+        }
+        let mut inside = self.inside.lock().unwrap();
+        inside.0 += 1;
+        inside.1 |= inside.0 >= 2;
+        self.met.notify_all();
+        let (mut inside, timeout) = self.met.wait_timeout_while(inside, Duration::from_secs(20), |inside| !inside.1).unwrap();
+        inside.0 -= 1;
+        assert!(!timeout.timed_out(), "reads come one at a time");
     }
 
     pub fn set_closed(&self, closed: bool) {
@@ -298,6 +326,7 @@ impl BlockDevice for Probe {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.dawdle();
         let fail_from = self.fail_from.load(Ordering::SeqCst);
         if fail_from != 0 && offset + buf.len() as u64 > fail_from {
             return Err(io::Error::other("a bad sector"));

@@ -45,6 +45,7 @@ mod desk;
 mod error;
 mod handshake;
 mod listen;
+mod pieces;
 pub mod proto;
 mod server;
 mod stream;

@@ -15,9 +15,10 @@
 
 use super::desk::{ARENA, Desk, Pages};
 use super::handshake::{ALLOCATION, DEPTH, Session};
+use super::pieces::{Status, clamp, runs};
 use super::proto::{Command, Errno, MAX_PAYLOAD, REQUEST_LEN, Request, cmd_flag, state};
 use super::stream::{ByteStream, Input};
-use crate::export::{DeviceExtent, ExtentClass};
+use crate::export::ExtentClass;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
 use std::io;
 use std::net::Shutdown;
@@ -27,18 +28,16 @@ use std::time::{Duration, Instant};
 
 /// Threads of one connection.
 const CREW: usize = 8;
-/// A data request that took longer than this makes the following ones give up the seat.
+/// A data request that took longer than this is slow.
 const SLOW: Duration = Duration::from_micros(300);
-/// How many of the following ones.
-const SLOW_FOR: usize = 16;
+/// A slow request adds so much to the score, a fast one takes 1 off it.
+const SLOW_WEIGHT: usize = 8;
+/// Above this score data requests give up the seat: one slow request in a row of fast ones is an accident, three are cold data.
+const SLOW_SCORE: usize = 2 * SLOW_WEIGHT;
 /// Zeroing and trimming beyond this many bytes gives up the seat.
 const SMALL_EFFECT: u32 = 1 << 20;
 /// Structured reads from this many bytes up leave holes out.
 const SPARSE_FROM: u32 = 32 << 10;
-/// Smaller holes are sent as zeros: a chunk costs more than they do.
-const HOLE_FROM: u64 = 4096;
-/// Content chunks of one piece of a read.
-const MAX_CHUNKS: usize = 16;
 /// Extents per context of one block status reply.
 const MAX_EXTENTS: usize = 16 << 10;
 
@@ -84,8 +83,8 @@ struct Connection<'a> {
     hired: AtomicUsize,
     /// Threads that wait for the seat.
     waiting: AtomicUsize,
-    /// Data requests that will still give up the seat.
-    slow: AtomicUsize,
+    /// How slow data requests were of late.
+    slowness: AtomicUsize,
     over: AtomicBool,
 }
 
@@ -98,7 +97,7 @@ pub(super) fn serve(stream: &dyn ByteStream, session: &Session, input: Input) {
         output: Mutex::new(()),
         hired: AtomicUsize::new(1),
         waiting: AtomicUsize::new(0),
-        slow: AtomicUsize::new(0),
+        slowness: AtomicUsize::new(0),
         over: AtomicBool::new(false),
     };
     scope(|scope| connection.work(scope));
@@ -234,23 +233,32 @@ impl<'a> Connection<'a> {
         if leaves && (request.command != Command::Read || len <= ARENA) {
             return Ok(Some(errand));
         }
-        let started = carries.then(Instant::now);
-        self.execute(desk, errand)?;
-        if started.is_some_and(|started| started.elapsed() > SLOW) {
-            self.slow.store(SLOW_FOR, Ordering::Relaxed);
-        }
+        self.execute_timed(desk, errand)?;
         Ok(None)
     }
 
     fn run_errand(&self, desk: &mut Desk, errand: Errand) {
-        let is_data = matches!(errand.request.command, Command::Read | Command::Write) && !errand.landed;
+        if self.execute_timed(desk, errand).is_ok() {
+            // A failure has ended the connection; whoever takes the seat next sees it.
+            let _ = self.send(desk);
+        }
+    }
+
+    fn execute_timed(&self, desk: &mut Desk, errand: Errand) -> Result<(), ()> {
+        let is_plain = matches!(errand.request.command, Command::Read | Command::Write) && errand.request.flags & cmd_flag::FUA == 0;
+        if !is_plain || errand.landed {
+            return self.execute(desk, errand);
+        }
         let started = Instant::now();
-        if self.execute(desk, errand).is_err() || self.send(desk).is_err() {
-            return;
+        let result = self.execute(desk, errand);
+        // Threads may overwrite each other's score: it is a hint.
+        let score = self.slowness.load(Ordering::Relaxed);
+        if started.elapsed() > SLOW {
+            self.slowness.store((score + SLOW_WEIGHT).min(2 * SLOW_SCORE), Ordering::Relaxed);
+        } else if score > 0 {
+            self.slowness.store(score - 1, Ordering::Relaxed);
         }
-        if is_data && started.elapsed() > SLOW {
-            self.slow.store(SLOW_FOR, Ordering::Relaxed);
-        }
+        result
     }
 
     fn gives_up_seat(&self, request: &Request) -> bool {
@@ -260,14 +268,7 @@ impl<'a> Connection<'a> {
         match request.command {
             Command::Flush | Command::Cache => true,
             Command::Trim | Command::WriteZeroes => request.len > SMALL_EFFECT,
-            Command::Read | Command::Write => {
-                // A hint that may get lost: a thread that counts down a stale value is no harm.
-                let slow = self.slow.load(Ordering::Relaxed);
-                if slow > 0 {
-                    self.slow.store(slow - 1, Ordering::Relaxed);
-                }
-                slow > 0
-            }
+            Command::Read | Command::Write => self.slowness.load(Ordering::Relaxed) > SLOW_SCORE,
             Command::BlockStatus | Command::Disc | Command::Unknown(_) => false,
         }
     }
@@ -460,9 +461,9 @@ impl<'a> Connection<'a> {
             if at > request.offset || !desk.is_empty() {
                 self.send(desk)?;
             }
-            let runs = match self.runs(at, stop) {
+            let runs = match runs(&*self.session.device, at, stop) {
                 Ok(runs) => runs,
-                Err(fault) => return Ok(Err(fault)),
+                Err(error) => return Ok(Err(error.into())),
             };
             for run in runs {
                 let last = at + run.len == end;
@@ -475,21 +476,6 @@ impl<'a> Connection<'a> {
             }
         }
         Ok(Ok(()))
-    }
-
-    /// Splits a range into data and holes worth a chunk; adds up to the range whatever the device says.
-    fn runs(&self, start: u64, stop: u64) -> Result<Vec<Run>, Fault> {
-        let mut runs = Vec::new();
-        let mut at = start;
-        self.session.device.extents(start, stop - start, &mut |extent| {
-            let Some(len) = clamp(&extent, at, stop) else { return ControlFlow::Break(()) };
-            push_run(&mut runs, len, extent.class != ExtentClass::Data);
-            at += len;
-            if at < stop && runs.len() < MAX_CHUNKS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-        push_run(&mut runs, stop - at, false);
-        runs.retain(|run| run.len > 0);
-        Ok(runs)
     }
 
     fn block_status(&self, desk: &mut Desk, request: &Request) -> Result<(), ()> {
@@ -526,77 +512,5 @@ impl<'a> Connection<'a> {
             desk.chunk_status(request.cookie, DEPTH.0, &depth.extents, true);
         }
         Ok(())
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Run {
-    is_hole: bool,
-    len: u64,
-}
-
-/// Appends to a list of runs, of which neighbours differ and only the last may be a hole too small for a chunk.
-fn push_run(runs: &mut Vec<Run>, mut len: u64, is_hole: bool) {
-    if !is_hole {
-        len += runs.pop_if(|last| last.is_hole && last.len < HOLE_FROM).map_or(0, |small| small.len);
-    }
-    match runs.last_mut() {
-        Some(run) if run.is_hole == is_hole => run.len += len,
-        _ => runs.push(Run { is_hole, len }),
-    }
-}
-
-/// The part of an extent that continues a range at `at`; `None` if it does not, or has nothing.
-fn clamp(extent: &DeviceExtent, at: u64, stop: u64) -> Option<u64> {
-    let end = extent.offset.checked_add(extent.len)?.min(stop);
-    (extent.offset <= at && end > at).then(|| end - at)
-}
-
-/// The extents of one context, growing.
-struct Status {
-    extents: Vec<(u32, u32)>,
-    most: usize,
-    is_open: bool,
-}
-
-impl Status {
-    fn new(wanted: bool, most: usize) -> Self {
-        Self { extents: Vec::new(), most, is_open: wanted }
-    }
-
-    /// Returns whether it wants more. The lengths of one reply add up to the length of its request, so they fit 32 bits.
-    fn add(&mut self, len: u32, flags: u32) -> bool {
-        let full = self.extents.len() == self.most;
-        match self.extents.last_mut() {
-            _ if !self.is_open => {}
-            Some(last) if last.1 == flags => last.0 += len,
-            _ if full => self.is_open = false,
-            _ => self.extents.push((len, flags)),
-        }
-        self.is_open
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn small_holes_are_data_and_neighbours_differ() {
-        let mut runs = Vec::new();
-        for (len, is_hole) in [(512, true), (512, false), (2048, true), (2048, true), (512, true), (100, false), (512, true)] {
-            push_run(&mut runs, len, is_hole);
-        }
-        push_run(&mut runs, 0, false);
-        let expected = [(1024, false), (4608, true), (612, false)];
-        assert_eq!(runs.iter().map(|run| (run.len, run.is_hole)).collect::<Vec<_>>(), expected);
-    }
-
-    #[test]
-    fn a_context_that_is_full_still_takes_more_of_the_same() {
-        let mut status = Status::new(true, 1);
-        assert!(status.add(5, 3) && status.add(6, 3));
-        assert!(!status.add(7, 0) && !status.add(8, 3), "what follows a gap does not count");
-        assert_eq!(status.extents, [(11, 3)]);
     }
 }
