@@ -453,6 +453,22 @@ fn a_stop_answers_what_was_sent_and_flushes() {
 }
 
 #[test]
+fn a_stopped_server_gives_the_device_back() {
+    for _ in 0..50 {
+        let directory = tempfile::tempdir().unwrap();
+        let probe = Arc::new(Probe::new(512));
+        let path = directory.path().join("s");
+        let server = NbdServer::new().export(Export::new("", probe.clone())).unix(&path).spawn().unwrap();
+        let _client = Client::open(&path, "");
+        let stopper = server.stopper();
+        stopper.request();
+        server.wait().unwrap();
+        assert!(Arc::into_inner(probe).is_some());
+        stopper.request();
+    }
+}
+
+#[test]
 fn a_client_that_reads_nothing_delays_a_stop_no_longer_than_allowed() {
     let world = world_with(|server| server.stop_patience(Duration::from_millis(200)));
     let mut stalled = Client::open(&world.path, "");

@@ -224,7 +224,7 @@ impl NbdServer {
         }
         let bell = Bell::new().map_err(NbdError::io("make a socket pair"))?;
         let shared = Arc::new(Shared {
-            exports: self.exports,
+            exports: Mutex::new(Arc::new(self.exports)),
             handshake_patience: self.handshake_patience,
             max_connections: self.max_connections,
             stop_patience: self.stop_patience,
@@ -262,7 +262,8 @@ fn serve(exports: &ExportList, stream: &dyn ByteStream, patience: Duration) {
 }
 
 struct Shared {
-    exports: ExportList,
+    /// Emptied at the end, so that the devices are free for their owner again however long a stopper lives.
+    exports: Mutex<Arc<ExportList>>,
     handshake_patience: Duration,
     max_connections: usize,
     stop_patience: Duration,
@@ -312,7 +313,8 @@ impl Shared {
         }
         drop(listeners);
         self.see_off();
-        for export in self.exports.iter().filter(|export| !export.is_read_only() && !export.device.is_read_only()) {
+        let exports = std::mem::take(&mut *self.exports.lock());
+        for export in exports.iter().filter(|export| !export.is_read_only() && !export.device.is_read_only()) {
             export.device.flush().map_err(|source| NbdError::Flush { export: export.name.clone(), source })?;
         }
         Ok(())
@@ -329,9 +331,12 @@ impl Shared {
         guests.present.insert(id, Guest { stream: Arc::clone(&stream) });
         drop(guests);
         let shared = Arc::clone(self);
+        let exports = Arc::clone(&self.exports.lock());
         let spawned = Builder::new().name("nbd-client".to_owned()).spawn(move || {
             let _departure = Departure { shared: &shared, id };
-            serve(&shared.exports, &*stream, shared.handshake_patience);
+            // Dropped before the departure: whoever sees the guest gone sees its hold on the devices gone.
+            let exports = exports;
+            serve(&exports, &*stream, shared.handshake_patience);
         });
         if spawned.is_err() {
             self.guests.lock().present.remove(&id);
@@ -390,7 +395,8 @@ impl NbdHandle {
         NbdStopper { shared: Arc::clone(&self.shared) }
     }
 
-    /// Stops: no new clients, replies for what was received, then a flush of every export.
+    /// Stops: no new clients, replies for what was received, then a flush of every export. When this returns, the server holds
+    /// no device any more: an `Arc` that was its owner's alone before is again.
     ///
     /// # Errors
     /// The flush of an export failed.
