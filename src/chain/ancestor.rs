@@ -55,7 +55,7 @@ impl std::fmt::Debug for Ancestor {
 
 impl Ancestor {
     /// `layer` standing on `below`.
-    fn new(layer: Arc<Layer>, below: Option<&Arc<Ancestor>>) -> Self {
+    pub(crate) fn new(layer: Arc<Layer>, below: Option<&Arc<Ancestor>>) -> Self {
         let mut line = vec![Arc::clone(&layer)];
         let mut ancestors = Vec::new();
         let mut granule_shift = layer.geometry.block_shift();
@@ -73,14 +73,7 @@ impl Ancestor {
             })
             .collect();
         let granules = layer.geometry.size().div_ceil(1 << granule_shift);
-        Self {
-            hops: PageMap::new(granules.div_ceil(PER_PAGE)),
-            layer,
-            line: line.into(),
-            below: ancestors.into(),
-            visible,
-            granule_shift,
-        }
+        Self { hops: PageMap::new(granules.div_ceil(PER_PAGE)), layer, line: line.into(), below: ancestors.into(), visible, granule_shift }
     }
 
     /// The layers of the line, nearest first.
@@ -201,18 +194,14 @@ static SHARED: LazyLock<Mutex<HashMap<AncestorKey, Weak<Ancestor>>>> = LazyLock:
 pub(crate) fn share(layer: Layer, mapped: bool, below: Option<&Arc<Ancestor>>) -> Arc<Ancestor> {
     let key = key(layer.file.id(), mapped, below);
     let mut shared = SHARED.lock();
-    if let Some(found) = shared.get(&key).and_then(Weak::upgrade) {
+    // The header is compared as well: a tool that ignores locks may have changed the file since the other one was opened.
+    if let Some(found) = shared.get(&key).and_then(Weak::upgrade).filter(|found| found.layer.header == layer.header) {
         return found;
     }
     let ancestor = Arc::new(Ancestor::new(Arc::new(layer), below));
     shared.retain(|_, weak| weak.strong_count() > 0);
     shared.insert(key, Arc::downgrade(&ancestor));
     ancestor
-}
-
-/// An ancestor that is open already.
-pub(crate) fn find_shared(file: StorageId, mapped: bool, below: Option<&Arc<Ancestor>>) -> Option<Arc<Ancestor>> {
-    SHARED.lock().get(&key(file, mapped, below)).and_then(Weak::upgrade)
 }
 
 fn key(file: StorageId, mapped: bool, below: Option<&Arc<Ancestor>>) -> AncestorKey {

@@ -176,6 +176,7 @@ impl Gate {
 
     /// Opens a candidate for reading, with the shared lock, and says where it was found (a path without links, whose directory is
     /// the next `child_dir`).
+    #[cfg(test)]
     pub(crate) fn open(&self, candidate: &Candidate) -> Result<(FileStorage, PathBuf), GateError> {
         self.open_in_chain(candidate, &[])
     }

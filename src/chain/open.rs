@@ -1,11 +1,11 @@
 //! Opening and creating disks: the leaf, then each parent through the gate, identity verified before a byte of it is used.
 
+use super::ParentPolicy;
 use super::ancestor::{self, Ancestor, MAX_CHAIN_DEPTH};
 use super::disk::{Disk, Parents};
 use super::error::ChainError;
 use super::gate::{Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
 use super::options::{CreateOptions, NewKind, OpenOptions};
-use super::ParentPolicy;
 use crate::disk::create::Blueprint;
 use crate::disk::error::{CreateError, OpenError};
 use crate::disk::layer::{Access, Layer};
@@ -302,16 +302,13 @@ fn open_parent(
     }
     let (mut refusals, mut mismatches, mut broken): (Vec<GateError>, Vec<_>, Option<OpenError>) = (Vec::new(), Vec::new(), None);
     for candidate in &candidates {
-        let (file, found) = match gate.open(candidate) {
+        let (file, found) = match gate.open_in_chain(candidate, seen) {
             Ok(opened) => opened,
             Err(refusal) => {
                 refusals.push(refusal);
                 continue;
             }
         };
-        if let Some(at) = seen.iter().position(|id| *id == file.id()) {
-            return Err(ChainError::Cycle { at }.into());
-        }
         let file: Arc<dyn Storage> = if mapped {
             match MappedStorage::new(file) {
                 Ok(mapped) => Arc::new(mapped),

@@ -5,7 +5,7 @@
 
 use super::error::OpenError;
 use crate::format::{
-    self, BitmapState, CurrentHeader, Fault, FormatError, Header, HEADER_SECTION, HeaderSlot, Metadata, MetadataItem, MetadataTable,
+    self, BitmapState, CurrentHeader, Fault, FormatError, HEADER_SECTION, Header, HeaderSlot, Metadata, MetadataItem, MetadataTable,
     PayloadState, REGION_TABLES, Region, RegionTable, TABLE_LEN,
 };
 use crate::geometry::{BatRole, Geometry};
@@ -52,13 +52,14 @@ pub(crate) struct Placed {
 pub(crate) struct Layer {
     /// Where reads go: the file, or its replayed view.
     pub(crate) file: Arc<dyn Storage>,
+    /// The file itself.
+    pub(crate) original: Arc<dyn Storage>,
     pub(crate) path: Option<PathBuf>,
     pub(crate) creator: String,
     /// The current header as found, or as replay left it.
     pub(crate) header: Header,
     pub(crate) slot: HeaderSlot,
     pub(crate) log_was_dirty: bool,
-    pub(crate) regions: RegionTable,
     pub(crate) metadata: Metadata,
     pub(crate) geometry: Geometry,
     pub(crate) bat: BatTable,
@@ -69,13 +70,18 @@ pub(crate) struct Layer {
 
 impl std::fmt::Debug for Layer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Layer").field("path", &self.path).field("geometry", &self.geometry).field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("Layer")
+            .field("path", &self.path)
+            .field("geometry", &self.geometry)
+            .field("file", &self.file)
+            .finish_non_exhaustive()
     }
 }
 
 impl Layer {
     /// Opens one file in the order of our format reference §1.8: identifier, headers, log, regions, metadata.
     pub(crate) fn open(file: Arc<dyn Storage>, path: Option<PathBuf>, access: Access) -> Result<Self, OpenError> {
+        let original = Arc::clone(&file);
         let file_len = storage::len(&*file)?;
         let (creator, current) = read_header_section(&*file, file_len)?;
         current.header.check_fields(current.slot, file_len)?;
@@ -106,11 +112,11 @@ impl Layer {
             bitmaps: BitmapTable::new(if metadata.has_parent { geometry.chunks() } else { 0 }),
             slot: headers.slot(),
             file,
+            original,
             path,
             creator,
             header,
             log_was_dirty,
-            regions,
             metadata,
             geometry,
             file_len,

@@ -122,7 +122,9 @@ impl Writer {
                     self.first_touch_sectors(backing, &cold)
                 }
             }
-            PayloadState::NotPresent | PayloadState::Zero | PayloadState::Undefined | PayloadState::Unmapped => self.first_touch_whole(&cold),
+            PayloadState::NotPresent | PayloadState::Zero | PayloadState::Undefined | PayloadState::Unmapped => {
+                self.first_touch_whole(&cold)
+            }
         }
     }
 
@@ -177,7 +179,6 @@ impl Writer {
 
     /// More sectors of a partially present block.
     fn write_partial(&self, backing: &dyn Backing, cold: &Cold<'_>, home: BlockHome) -> Result<(), DiskError> {
-        let g = &self.layer.geometry;
         self.load_slice(cold.block)?;
         let present = |sector| self.all_present(cold.block, sector, sector + 1);
         let edges = (present(cold.sectors.0)?, present(cold.sectors.1 - 1)?);

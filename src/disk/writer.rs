@@ -71,6 +71,12 @@ pub(crate) struct Writer {
     fresh_bitmaps: Mutex<HashMap<u32, BlockHome>>,
 }
 
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("begun", &self.has_begun()).field("latched", &self.is_latched()).finish_non_exhaustive()
+    }
+}
+
 impl Writer {
     /// The writer of a layer that was opened writable.
     pub(crate) fn new(layer: Arc<Layer>) -> Self {
@@ -175,7 +181,9 @@ impl Writer {
             let claim = used.claim(placed.home.mib(), placed.mib);
             // An anchor that lies over something is nonsense that nobody reads; a block that does would be written over.
             if claim != Claim::Free && !placed.is_anchor {
-                return Err(FormatError::new(Structure::BatEntry, layer.bat.entry_at(index), Fault::Overlap(Structure::PayloadBlock)).into());
+                return Err(
+                    FormatError::new(Structure::BatEntry, layer.bat.entry_at(index), Fault::Overlap(Structure::PayloadBlock)).into()
+                );
             }
             Ok(())
         })?;

@@ -145,4 +145,7 @@ pub enum Fault {
     /// A parent locator key occurs twice.
     #[error("the key \"{0}\" occurs twice")]
     DuplicateKey(String),
+    /// What an examination of the whole table found.
+    #[error("{0}")]
+    Found(String),
 }

@@ -30,7 +30,8 @@ impl fmt::Debug for Overlay {
 impl Overlay {
     /// Replays `sequence` over `below`, which is `below_len` bytes long.
     pub(crate) fn new(below: Arc<dyn Storage>, below_len: u64, log: &[u8], sequence: &ActiveSequence) -> Self {
-        let mut overlay = Self { below, pages: BTreeMap::new(), zeros: Vec::new(), len: below_len.max(sequence.head().last_file_offset), below_len };
+        let mut overlay =
+            Self { below, pages: BTreeMap::new(), zeros: Vec::new(), len: below_len.max(sequence.head().last_file_offset), below_len };
         sequence.for_each(log, |step| overlay.take(step));
         overlay
     }
@@ -141,7 +142,8 @@ mod tests {
 
     fn overlay(below: &[u8], steps: Vec<Replay>) -> Overlay {
         let file = Arc::new(MemoryStorage::from_bytes(below));
-        let mut overlay = Overlay { below: file, pages: BTreeMap::new(), zeros: Vec::new(), len: below.len() as u64, below_len: below.len() as u64 };
+        let mut overlay =
+            Overlay { below: file, pages: BTreeMap::new(), zeros: Vec::new(), len: below.len() as u64, below_len: below.len() as u64 };
         for step in steps {
             overlay.take(step);
         }

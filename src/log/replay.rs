@@ -85,4 +85,3 @@ fn zero(file: &dyn Storage, at: u64, len: u64) -> Result<(), StorageError> {
     }
     Ok(())
 }
-

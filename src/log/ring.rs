@@ -51,11 +51,6 @@ impl Ring {
         self.used() > self.len / 2
     }
 
-    /// Where the next entry goes.
-    pub(crate) fn head(&self) -> u64 {
-        self.head
-    }
-
     /// The tail that the next entry names.
     pub(crate) fn tail_to_record(&self) -> u64 {
         self.recordable.unwrap_or(self.head)

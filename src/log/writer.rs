@@ -193,7 +193,12 @@ impl LogWriter {
 
     /// Writes the first entry of the session, which no header names yet. The caller syncs payload and entry in one barrier
     /// and then calls [`LogWriter::name`].
-    pub(crate) fn write_unnamed(&mut self, file: &dyn Storage, frozen: Frozen, lengths: Lengths) -> Result<(LogGuid, Logged), StorageError> {
+    pub(crate) fn write_unnamed(
+        &mut self,
+        file: &dyn Storage,
+        frozen: Frozen,
+        lengths: Lengths,
+    ) -> Result<(LogGuid, Logged), StorageError> {
         debug_assert!(self.guid.is_none(), "the log has a name already");
         let guid = LogGuid::random();
         let Frozen { pages, .. } = frozen;
@@ -244,13 +249,8 @@ impl LogWriter {
 
     fn write_entry(&mut self, file: &dyn Storage, log_guid: LogGuid, pages: Vec<Page>, lengths: Lengths) -> Result<Logged, StorageError> {
         let tail = u32::try_from(self.ring.tail_to_record()).expect("logs are far below 4 GiB");
-        let fields = EntryFields {
-            tail,
-            sequence: self.sequence,
-            log_guid,
-            flushed_file_offset: lengths.flushed,
-            last_file_offset: lengths.last,
-        };
+        let fields =
+            EntryFields { tail, sequence: self.sequence, log_guid, flushed_file_offset: lengths.flushed, last_file_offset: lengths.last };
         let list: Vec<(FileOffset, &[u8; PAGE_LEN])> = pages.iter().map(|page| (page.home, &*page.image)).collect();
         let entry = encode_entry(&fields, &list, &[]);
         let bytes = entry.len() as u64;

@@ -110,11 +110,6 @@ impl BatTable {
         &self.fences.taken
     }
 
-    /// Entries that the disk needs.
-    pub(crate) fn entries(&self) -> u64 {
-        self.entries
-    }
-
     /// Where the entry stands in the file.
     pub(crate) fn entry_at(&self, index: BatIndex) -> FileOffset {
         FileOffset::new(self.at + u64::from(index.get()) * 8)

@@ -52,11 +52,6 @@ impl DirtyList {
         std::mem::take(&mut *self.pages.lock())
     }
 
-    /// Whether nothing is waiting for a commit.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.pages.lock().is_empty()
-    }
-
     /// Clears a page's flag before it is copied.
     pub(crate) fn unmark(flag: &DirtyFlag) {
         flag.0.store(false, Ordering::Relaxed);

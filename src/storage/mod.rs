@@ -11,6 +11,8 @@ mod error;
 mod file;
 mod map;
 mod memory;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod volume;
 
 pub use error::{Operation, StorageError};
