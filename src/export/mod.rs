@@ -7,6 +7,7 @@
 //! double is four functions.
 
 mod device;
+mod disk;
 #[cfg(feature = "nbd")]
 pub mod nbd;
 mod storage;

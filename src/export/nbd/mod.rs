@@ -1,16 +1,20 @@
 //! A server for NBD, the network block device protocol: a disk for QEMU, libnbd, nbdfuse, the Linux kernel.
 //!
 //! ```
-//! use diffdisk::export::StorageDevice;
 //! use diffdisk::export::nbd::{Export, NbdServer};
-//! use diffdisk::storage::MemoryStorage;
+//! use diffdisk::{CreateOptions, Disk};
 //! use std::sync::Arc;
 //!
-//! let disk = Arc::new(StorageDevice::new(MemoryStorage::from_bytes(&[0; 1 << 20]))?);
-//! let server = NbdServer::new().export(Export::new("", disk)).tcp("127.0.0.1:0").spawn()?;
-//! println!("nbdinfo {}", server.addresses()[0]);
+//! # let dir = tempfile::tempdir()?;
+//! let disk = Arc::new(Disk::create(dir.path().join("app.vhdx"), &CreateOptions::dynamic(1 << 30))?);
+//! let server = NbdServer::new()
+//!     .export(Export::new("app", disk.clone()).description("an empty gigabyte"))
+//!     .tcp("127.0.0.1:0")
+//!     .spawn()?;
+//! println!("nbdinfo {}/app", server.addresses()[0]);
 //! // ... until the last client has done its work; then:
 //! server.stop()?;
+//! Arc::into_inner(disk).expect("the server has let go of it").close()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
