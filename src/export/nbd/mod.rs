@@ -11,7 +11,7 @@
 //!     .export(Export::new("app", disk.clone()).description("an empty gigabyte"))
 //!     .tcp("127.0.0.1:0")
 //!     .spawn()?;
-//! println!("nbdinfo {}/app", server.addresses()[0]);
+//! println!("nbdinfo {}", server.addresses()[0].uri("app"));
 //! // ... until the last client has done its work; then:
 //! server.stop()?;
 //! Arc::into_inner(disk).expect("the server has let go of it").close()?;

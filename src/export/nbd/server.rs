@@ -111,14 +111,36 @@ pub enum NbdAddress {
     Unix(PathBuf),
 }
 
-impl fmt::Display for NbdAddress {
-    /// As clients want it: an NBD URI.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl NbdAddress {
+    /// The NBD URI of an export at this address, as `nbdinfo`, `nbdcopy`, `nbdfuse` and `qemu-img` take it.
+    pub fn uri(&self, export: &str) -> String {
+        let export = percent_encoded(export.as_bytes());
         match self {
-            Self::Tcp(address) => write!(f, "nbd://{address}"),
-            Self::Unix(path) => write!(f, "nbd+unix:///?socket={}", path.display()),
+            Self::Tcp(address) => format!("nbd://{address}/{export}"),
+            Self::Unix(path) => {
+                format!("nbd+unix:///{export}?socket={}", percent_encoded(path.as_os_str().as_encoded_bytes()))
+            }
         }
     }
+}
+
+impl fmt::Display for NbdAddress {
+    /// The URI of the default export.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.uri(""))
+    }
+}
+
+fn percent_encoded(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for &byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~/:@".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
 }
 
 /// An NBD server to be: exports, addresses, limits. See the [module](super) for an example.
@@ -450,5 +472,17 @@ impl NbdStopper {
 impl fmt::Debug for NbdStopper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NbdStopper").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_name_export_and_socket() {
+        let unix = NbdAddress::Unix("/tmp/a b/s?".into());
+        assert_eq!(unix.uri("app@3 ü"), "nbd+unix:///app@3%20%C3%BC?socket=/tmp/a%20b/s%3F");
+        assert_eq!(NbdAddress::Tcp("[::1]:10809".parse().unwrap()).to_string(), "nbd://[::1]:10809/");
     }
 }
