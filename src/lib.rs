@@ -2,6 +2,7 @@
 
 mod chain;
 mod disk;
+pub mod export;
 pub mod format;
 pub mod geometry;
 mod guid;
