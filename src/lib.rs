@@ -4,6 +4,8 @@ pub mod format;
 pub mod geometry;
 mod guid;
 mod kind;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 pub mod storage;
 mod sync;
 pub mod units;
