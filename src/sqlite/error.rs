@@ -23,7 +23,9 @@ pub enum SqliteError {
         page_size: u16,
     },
     /// The header was last written by SQLite before 3.7.0.
-    #[error("{path}: the database header has no valid page count (written by SQLite before 3.7.0); run VACUUM on it with a newer SQLite first")]
+    #[error(
+        "{path}: the database header has no valid page count (written by SQLite before 3.7.0); run VACUUM on it with a newer SQLite first"
+    )]
     NoPageCount {
         /// The clone.
         path: PathBuf,

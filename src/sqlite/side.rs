@@ -81,7 +81,11 @@ impl SideFile {
     /// Makes content and length durable; the first time, the name too: a journal that vanishes with its directory entry protects nothing.
     pub(super) fn sync(&mut self, data_only: bool) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        if data_only { self.file.sync_data()? } else { self.file.sync_all()? }
+        if data_only {
+            self.file.sync_data()?
+        } else {
+            self.file.sync_all()?
+        }
         if self.is_new {
             sync_directory_of(path)?;
             self.is_new = false;

@@ -158,9 +158,7 @@ impl VfsStore for Store {
 
     fn delete_file((): &(), name: &str, sync_dir: bool) -> VfsResult<()> {
         match side::remove(Path::new(name)) {
-            Ok(true) if sync_dir => {
-                side::sync_directory_of(Path::new(name)).map_err(|e| failed(VfsErrorCode::IoDirectorySync, name, &e))
-            }
+            Ok(true) if sync_dir => side::sync_directory_of(Path::new(name)).map_err(|e| failed(VfsErrorCode::IoDirectorySync, name, &e)),
             Ok(true) => Ok(()),
             Ok(false) => Err(VfsError::new(VfsErrorCode::IoDeleteNoEntry, format!("{name}: no such file").into())),
             Err(e) => Err(failed(VfsErrorCode::IoDelete, name, &e)),
@@ -210,7 +208,9 @@ impl VfsFile for Handle {
 
     fn read(&mut self, buf: &mut [u8], offset: u64) -> VfsResult<usize> {
         match self {
-            Self::Database(database) => database.volume.read(buf, offset).map_err(|e| device_failed(VfsErrorCode::IoRead, &database.volume, &e)),
+            Self::Database(database) => {
+                database.volume.read(buf, offset).map_err(|e| device_failed(VfsErrorCode::IoRead, &database.volume, &e))
+            }
             Self::Side(file) => file.read(buf, offset).map_err(|e| beside_failed(VfsErrorCode::IoRead, &e)),
         }
     }
@@ -235,7 +235,9 @@ impl VfsFile for Handle {
 
     fn sync(&mut self, options: SyncOptions) -> VfsResult<()> {
         match self {
-            Self::Database(database) => database.volume.device.flush().map_err(|e| device_failed(VfsErrorCode::IoSync, &database.volume, &e)),
+            Self::Database(database) => {
+                database.volume.device.flush().map_err(|e| device_failed(VfsErrorCode::IoSync, &database.volume, &e))
+            }
             Self::Side(file) => file.sync(options.data_only).map_err(|e| beside_failed(VfsErrorCode::IoSync, &e)),
         }
     }
