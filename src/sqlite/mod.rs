@@ -20,8 +20,6 @@
 //!
 //! A journal belongs to the very disk it was written for. Whoever replaces a clone's file (reset, revert, remove) removes
 //! [`journal_path`] and [`wal_path`] as well.
-//!
-//! [`Disk`]: crate::Disk
 
 mod device;
 mod error;
@@ -36,6 +34,7 @@ mod vfs;
 
 pub use error::SqliteError;
 
+use crate::Disk;
 use crate::sync::Arc;
 use device::Device;
 use inner::Inner;
@@ -51,6 +50,31 @@ pub struct Volume {
 }
 
 impl Volume {
+    /// Makes `disk` the database that SQLite knows as `clone`, the path of the disk's file. The journal will lie beside it.
+    ///
+    /// The disk may hold a SQLite database or zeros. Who wants it back to close it keeps an `Arc` and takes the disk out of it when
+    /// the volume and all its connections are gone.
+    ///
+    /// ```
+    /// use diffdisk::{CreateOptions, Disk, sqlite::Volume};
+    /// use std::sync::Arc;
+    /// # let dir = tempfile::tempdir()?;
+    /// let path = dir.path().join("app.vhdx");
+    /// let disk = Arc::new(Disk::create(&path, &CreateOptions::dynamic(64 << 20))?);
+    /// let volume = Volume::new(disk.clone(), &path)?;
+    /// let connection = volume.connect()?;
+    /// connection.execute_batch("CREATE TABLE users(name); INSERT INTO users VALUES ('Ada')")?;
+    /// drop((connection, volume));
+    /// Arc::into_inner(disk).expect("nobody else holds it").close()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Something else is on the disk, the path is in use or not UTF-8, or the disk cannot be read.
+    pub fn new(disk: Arc<Disk>, clone: &Path) -> Result<Self, SqliteError> {
+        Self::attach(Box::new(disk), clone)
+    }
+
     fn attach(device: Box<dyn Device>, clone: &Path) -> Result<Self, SqliteError> {
         let path = vfs::canonical(clone).map_err(|source| SqliteError::Beside { path: clone.to_owned(), source })?;
         let Some(name) = path.to_str().map(str::to_owned) else { return Err(SqliteError::PathNotUtf8 { path }) };
@@ -108,6 +132,14 @@ impl std::fmt::Debug for Volume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Volume").field("name", &self.inner.name).field("database_len", &self.inner.len()).finish_non_exhaustive()
     }
+}
+
+/// Opens the database inside `disk`, whose file is `clone`: a [`Volume`] with one connection, which ends with the connection.
+///
+/// # Errors
+/// As [`Volume::new`] and [`Volume::connect`].
+pub fn open(disk: Arc<Disk>, clone: &Path) -> Result<Connection, SqliteError> {
+    Volume::new(disk, clone)?.connect()
 }
 
 /// With one connection SQLite keeps the index of a write-ahead log in its own memory; that is enough to apply the log and be rid of it.
