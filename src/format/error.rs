@@ -90,6 +90,9 @@ pub enum Fault {
     /// Two things that must not share bytes do.
     #[error("it overlaps the {0}")]
     Overlap(Structure),
+    /// Two regions or metadata items that must not share bytes do.
+    #[error("{0} and {1} overlap")]
+    Collision(Guid, Guid),
     /// It lies outside of the file.
     #[error("it ends at {end:#x} but the file ends at {len:#x}")]
     BeyondFile {
@@ -142,4 +145,7 @@ pub enum Fault {
     /// A parent locator key occurs twice.
     #[error("the key \"{0}\" occurs twice")]
     DuplicateKey(String),
+    /// What an examination of the whole table found.
+    #[error("{0}")]
+    Found(String),
 }

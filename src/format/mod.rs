@@ -18,9 +18,36 @@
 //! Parsing takes slices and returns checked values or a [`FormatError`] that names the structure, the offset in the file and
 //! the fault. Nothing here allocates more than the bytes it was given justify.
 
-mod error;
+// File data is untrusted: no index, conversion or sum here may panic or wrap. Tests build their own data and index freely.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::as_conversions, clippy::unwrap_used))]
 
+mod bat;
+mod bitmap;
+mod checksum;
+mod error;
+mod header;
+mod identifier;
+mod locator;
+mod log;
+mod metadata;
+mod region;
+mod scan;
+mod wire;
+
+pub use bat::{BitmapState, PayloadState};
+pub use bitmap::{Run, runs, set_range};
+pub use checksum::{crc32c, crc32c_with_field_zeroed};
 pub use error::{Fault, FormatError};
+pub use header::{CurrentHeader, FORMAT_VERSION, Header, HeaderSlot, LOG_VERSION, MAX_LOG_LENGTH, choose_header};
+pub use identifier::{encode_identifier, parse_identifier};
+pub use locator::{ParentLocator, VHDX_LOCATOR};
+pub use log::{Descriptor, EntryFields, EntryHeader, encode_entry, entry_len};
+pub use metadata::{
+    FILE_PARAMETERS, LOGICAL_SECTOR_SIZE, Metadata, MetadataEntry, MetadataItem, MetadataTable, PARENT_LOCATOR, PHYSICAL_SECTOR_SIZE,
+    VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
+};
+pub use region::{BAT_REGION, METADATA_REGION, Region, RegionTable};
+pub use scan::{ActiveSequence, MAX_FILE_LEN, Replay, scan};
 
 use crate::units::FileOffset;
 

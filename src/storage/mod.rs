@@ -8,10 +8,18 @@
 //! A [`Storage`] does no locking between calls: any number of threads may call it at once.
 
 mod error;
+mod file;
+mod map;
 mod memory;
+#[cfg(feature = "sim")]
+pub mod sim;
+mod volume;
 
 pub use error::{Operation, StorageError};
+pub use file::{Access, FileStorage};
+pub use map::MappedStorage;
 pub use memory::MemoryStorage;
+pub use volume::{DirVolume, Volume, create_atomically};
 
 use std::fmt;
 use std::io;

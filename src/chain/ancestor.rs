@@ -1,0 +1,209 @@
+//! The read-only layers under a disk, shared by everybody in the process who stands on them.
+//!
+//! An [`Ancestor`] is one sealed layer and everything below it. It never changes while it is open (its file is locked against
+//! writers), so all clones of one image share its file handle, its BAT and bitmap pages, and its *hop index*: one byte for
+//! every block, saying how many levels down the first layer is that holds anything of that block. The byte is found by walking
+//! once and never forgotten; from then on a chain of 32 costs what a chain of 2 does.
+//!
+//! A shorter layer hides what lies below it: past its end the disk is zeros, whatever a grandparent holds there.
+
+use crate::disk::layer::{Answer, Layer};
+use crate::format::PayloadState;
+use crate::mapping::bat::MapError;
+use crate::mapping::pages::PageMap;
+use crate::storage::{self, StorageId};
+use crate::sync::{Arc, AtomicU8, Mutex, Ordering, Weak};
+use crate::units::{FileOffset, VirtualOffset};
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+/// Most layers of a chain, the leaf included. Never above 255: a hop is one byte.
+pub const MAX_CHAIN_DEPTH: usize = 250;
+
+const UNKNOWN: u8 = 0;
+const NOBODY: u8 = 255;
+const PER_PAGE: u64 = 4096;
+
+/// Where the bytes of a stretch are, below the leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// `hop` levels below the ancestor that was asked, at this offset of that layer's file.
+    Data { hop: usize, at: FileOffset },
+    /// Zeros; `hop` names the layer that says so, `None` when nobody holds the block.
+    Zero { hop: Option<usize> },
+}
+
+/// See the module.
+pub(crate) struct Ancestor {
+    pub(crate) layer: Arc<Layer>,
+    /// This layer and the ones below it, nearest first.
+    line: Box<[Arc<Layer>]>,
+    /// The ancestors below this one, nearest first: `line[1..]`, each with an index of its own.
+    below: Box<[Arc<Ancestor>]>,
+    /// For each hop, how much of the disk is visible through it: the shortest layer on the way.
+    visible: Box<[u64]>,
+    /// log2 of the smallest block size in the line: what one byte of the index covers.
+    granule_shift: u32,
+    hops: PageMap<Box<[AtomicU8]>>,
+}
+
+impl std::fmt::Debug for Ancestor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ancestor").field("layer", &self.layer).field("depth", &self.line.len()).finish_non_exhaustive()
+    }
+}
+
+impl Ancestor {
+    /// `layer` standing on `below`.
+    pub(crate) fn new(layer: Arc<Layer>, below: Option<&Arc<Ancestor>>) -> Self {
+        let mut line = vec![Arc::clone(&layer)];
+        let mut ancestors = Vec::new();
+        let mut granule_shift = layer.geometry.block_shift();
+        if let Some(next) = below {
+            line.extend(next.line.iter().cloned());
+            ancestors.push(Arc::clone(next));
+            ancestors.extend(next.below.iter().cloned());
+            granule_shift = granule_shift.min(next.granule_shift);
+        }
+        let visible = line
+            .iter()
+            .scan(u64::MAX, |least, layer| {
+                *least = layer.geometry.size().min(*least);
+                Some(*least)
+            })
+            .collect();
+        let granules = layer.geometry.size().div_ceil(1 << granule_shift);
+        Self { hops: PageMap::new(granules.div_ceil(PER_PAGE)), layer, line: line.into(), below: ancestors.into(), visible, granule_shift }
+    }
+
+    /// The layers of the line, nearest first.
+    pub(crate) fn line(&self) -> &[Arc<Layer>] {
+        &self.line
+    }
+
+    /// Where the bytes from `at` on are, and for how many of at most `max` bytes that holds.
+    pub(crate) fn locate(&self, at: VirtualOffset, max: u64) -> Result<(Place, u64), MapError> {
+        let mut node = self;
+        let mut base = 0;
+        let mut len = max;
+        loop {
+            let visible = node.visible[0];
+            if at.get() >= visible {
+                return Ok((Place::Zero { hop: None }, len));
+            }
+            let granule_end = ((at.get() >> node.granule_shift) + 1) << node.granule_shift;
+            len = len.min(visible - at.get()).min(granule_end - at.get());
+            let Some(hop) = node.hop(at)? else { return Ok((Place::Zero { hop: None }, len)) };
+            let visible = node.visible[hop];
+            if at.get() >= visible {
+                return Ok((Place::Zero { hop: None }, len));
+            }
+            len = len.min(visible - at.get());
+            let (answer, answered) = node.line[hop].answer(at, len)?;
+            len = answered;
+            match answer {
+                Answer::Data(at) => return Ok((Place::Data { hop: base + hop, at }, len)),
+                Answer::Zero => return Ok((Place::Zero { hop: Some(base + hop) }, len)),
+                Answer::Parent => match node.below.get(hop) {
+                    None => return Ok((Place::Zero { hop: None }, len)),
+                    Some(next) => {
+                        node = next;
+                        base += hop + 1;
+                    }
+                },
+            }
+        }
+    }
+
+    /// How many levels down the first layer is that holds anything of the granule at `at`.
+    #[inline]
+    fn hop(&self, at: VirtualOffset) -> Result<Option<usize>, MapError> {
+        let granule = at.get() >> self.granule_shift;
+        // The closure cannot fail: the page starts out knowing nothing.
+        let page = self.hops.get_or_load::<MapError>(granule / PER_PAGE, || Ok((0..PER_PAGE).map(|_| AtomicU8::new(UNKNOWN)).collect()))?;
+        let cell = &page[(granule % PER_PAGE) as usize];
+        // Relaxed: the value is a pure function of sealed files, so any thread that computes it computes the same.
+        match cell.load(Ordering::Relaxed) {
+            UNKNOWN => {
+                let found = self.find_hop(granule)?;
+                cell.store(found.map_or(NOBODY, |hop| hop as u8 + 1), Ordering::Relaxed);
+                Ok(found)
+            }
+            NOBODY => Ok(None),
+            hop => Ok(Some(usize::from(hop) - 1)),
+        }
+    }
+
+    #[cold]
+    fn find_hop(&self, granule: u64) -> Result<Option<usize>, MapError> {
+        let start = VirtualOffset::new(granule << self.granule_shift);
+        for (hop, layer) in self.line.iter().enumerate() {
+            if start.get() >= self.visible[hop] {
+                return Ok(None);
+            }
+            if layer.payload(layer.geometry.block_of(start))? != PayloadState::NotPresent {
+                return Ok(Some(hop));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fills `buf` with what this line shows from `at` on.
+    pub(crate) fn read(&self, buf: &mut [u8], at: VirtualOffset) -> Result<(), MapError> {
+        let mut done = 0;
+        while done < buf.len() {
+            let here = VirtualOffset::new(at.get() + done as u64);
+            let (place, len) = self.locate(here, (buf.len() - done) as u64)?;
+            let part = &mut buf[done..done + len as usize];
+            match place {
+                Place::Data { hop, at } => storage::read_zero_extended(&*self.line[hop].file, part, at.get())?,
+                Place::Zero { .. } => part.fill(0),
+            }
+            done += len as usize;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing but zeros shows in the range, as far as the mappings tell.
+    pub(crate) fn is_zero(&self, at: u64, len: u64) -> Result<bool, MapError> {
+        let mut done = 0;
+        while done < len {
+            match self.locate(VirtualOffset::new(at + done), len - done)? {
+                (Place::Data { .. }, _) => return Ok(false),
+                (Place::Zero { .. }, part) => done += part,
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// What makes two ancestors the same: the file, how it is read, and what it stands on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct AncestorKey {
+    pub(crate) file: StorageId,
+    pub(crate) mapped: bool,
+    /// Address of the ancestor below, which lives as long as the one above; 0 for none.
+    below: usize,
+}
+
+static SHARED: LazyLock<Mutex<HashMap<AncestorKey, Weak<Ancestor>>>> = LazyLock::new(Mutex::default);
+
+/// The ancestor for an opened layer, shared with whoever in the process has the same one open.
+///
+/// The layer's file is open and locked against writers, so as long as an equal ancestor is alive, it is the same content.
+pub(crate) fn share(layer: Layer, mapped: bool, below: Option<&Arc<Ancestor>>) -> Arc<Ancestor> {
+    let key = key(layer.file.id(), mapped, below);
+    let mut shared = SHARED.lock();
+    // The header is compared as well: a tool that ignores locks may have changed the file since the other one was opened.
+    if let Some(found) = shared.get(&key).and_then(Weak::upgrade).filter(|found| found.layer.header == layer.header) {
+        return found;
+    }
+    let ancestor = Arc::new(Ancestor::new(Arc::new(layer), below));
+    shared.retain(|_, weak| weak.strong_count() > 0);
+    shared.insert(key, Arc::downgrade(&ancestor));
+    ancestor
+}
+
+fn key(file: StorageId, mapped: bool, below: Option<&Arc<Ancestor>>) -> AncestorKey {
+    AncestorKey { file, mapped, below: below.map_or(0, |ancestor| Arc::as_ptr(ancestor) as usize) }
+}

@@ -1,0 +1,19 @@
+//! A leaf and its parents: which files may be parents, how they become one disk, and what that disk can do.
+
+pub(crate) mod ancestor;
+mod check;
+mod disk;
+mod error;
+mod extents;
+pub(crate) mod gate;
+mod info;
+mod open;
+mod options;
+
+pub use ancestor::MAX_CHAIN_DEPTH;
+pub use disk::Disk;
+pub use error::ChainError;
+pub use extents::{Extent, ExtentKind, Extents, HostExtent, WriteToken};
+pub use gate::ParentPolicy;
+pub use info::{DiskInfo, DiskKind, LayerInfo, ParentInfo, Sizes};
+pub use options::{CreateOptions, OpenOptions};

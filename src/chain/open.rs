@@ -1,0 +1,370 @@
+//! Opening and creating disks: the leaf, then each parent through the gate, identity verified before a byte of it is used.
+
+use super::ParentPolicy;
+use super::ancestor::{self, Ancestor, MAX_CHAIN_DEPTH};
+use super::disk::{Disk, Parents};
+use super::error::ChainError;
+use super::gate::{Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
+use super::options::{CreateOptions, NewKind, OpenOptions};
+use crate::disk::create::Blueprint;
+use crate::disk::error::{CreateError, OpenError};
+use crate::disk::layer::{Access, Layer};
+use crate::disk::writer::Writer;
+use crate::format::{Metadata, ParentLocator};
+use crate::geometry::{MAX_BLOCK_SIZE, MIN_BLOCK_SIZE};
+use crate::guid::{DataWriteGuid, Guid};
+use crate::storage::{self, DirVolume, FileStorage, MappedStorage, Operation, Storage, StorageError, StorageId};
+use crate::sync::Arc;
+use std::path::{Path, PathBuf};
+
+/// The default block size doubles with the disk from here on, so that the BAT stays within a few MiB.
+const BLOCKS_BY_DEFAULT: u64 = 1 << 20;
+
+impl Disk {
+    /// Opens a disk and the whole chain it stands on.
+    ///
+    /// Read-only opening changes no byte of any file; a dirty log is replayed into memory. Writable opening replays the leaf's
+    /// log to disk. Parents are always opened read-only.
+    ///
+    /// # Errors
+    /// `Format` for files that contradict MS-VHDX; `Chain` when a parent is missing, forbidden, changed, or does not fit;
+    /// `Storage` when a file cannot be opened or somebody else holds its lock (kind `InUse`).
+    pub fn open(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, OpenError> {
+        let path = path.as_ref();
+        let file = if options.writable { FileStorage::open_write(path)? } else { FileStorage::open_read(path)? };
+        let access = if options.writable { Access::Writable } else { Access::ReadOnly };
+        // Parents first: a chain that does not open must not leave a replayed leaf behind.
+        let probe = Layer::open(Arc::new(file), Some(path.to_owned()), Access::ReadOnly)?;
+        let gate = Gate::new(&options.parents, path, &options.windows_paths);
+        let parents = match (&options.parents, probe.has_parent()) {
+            (_, false) => Parents::None,
+            (ParentPolicy::Deny, true) => Parents::NotOpened,
+            (_, true) => Parents::Line(open_line(&gate, &probe, path, options.map_ancestors)?),
+        };
+        Self::assemble(probe, parents, access, options)
+    }
+
+    /// Opens a disk on storages of the caller, parents nearest first. Locators count for nothing; identities are verified as
+    /// always. The storages must not change while they are open.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn open_on(leaf: Arc<dyn Storage>, parents: Vec<Arc<dyn Storage>>, options: &OpenOptions) -> Result<Self, OpenError> {
+        let access = if options.writable { Access::Writable } else { Access::ReadOnly };
+        let probe = Layer::open(leaf, None, Access::ReadOnly)?;
+        let parents = match (&options.parents, probe.has_parent()) {
+            (_, false) => Parents::None,
+            (ParentPolicy::Deny, true) => Parents::NotOpened,
+            (_, true) => Parents::Line(open_given_line(&probe, parents)?),
+        };
+        Self::assemble(probe, parents, access, options)
+    }
+
+    fn assemble(probe: Layer, parents: Parents, access: Access, options: &OpenOptions) -> Result<Self, OpenError> {
+        let leaf = match access {
+            Access::ReadOnly => probe,
+            Access::Writable if probe.log_was_dirty => {
+                let log_was_dirty = probe.log_was_dirty;
+                let mut leaf = Layer::open(probe.original, probe.path, Access::Writable)?;
+                leaf.log_was_dirty = log_was_dirty;
+                leaf
+            }
+            Access::Writable => probe,
+        };
+        if access == Access::Writable && leaf.header.log_length == 0 {
+            return Err(OpenError::NoLog);
+        }
+        if access == Access::Writable {
+            // Fails now rather than at the first change when no further header can be written.
+            leaf.header.next_sequence(leaf.slot)?;
+        }
+        let leaf = Arc::new(leaf);
+        let writer = (access == Access::Writable).then(|| Writer::new(Arc::clone(&leaf)));
+        let disk = Self { leaf, parents, writer };
+        if options.untrusted {
+            disk.refuse_overlaps()?;
+        }
+        Ok(disk)
+    }
+
+    /// Creates a fixed or dynamic disk and opens it for writing. The file appears whole or not at all.
+    ///
+    /// # Errors
+    /// `Geometry` or `Option` for sizes outside their ranges; `Storage` when the file cannot be made or the name is taken
+    /// (kind `AlreadyExists`, unless [`CreateOptions::overwrite`]).
+    pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<Self, CreateError> {
+        create_file(path.as_ref(), options, &blueprint(options, None)?)
+    }
+
+    /// Creates a differencing disk over `parent` and opens it for writing. The parent may be a differencing disk itself; it is
+    /// opened read-only and not changed.
+    ///
+    /// # Errors
+    /// As [`Disk::create`]; `Parent` when the parent or its chain cannot be opened.
+    pub fn create_child(path: impl AsRef<Path>, parent: impl AsRef<Path>, options: &CreateOptions) -> Result<Self, CreateError> {
+        let (path, parent) = (path.as_ref(), parent.as_ref());
+        let open = OpenOptions::new().parents(options.parents.clone());
+        let parent_disk = Self::open(parent, &open).map_err(|e| CreateError::Parent(Box::new(e)))?;
+        let locator = locator(&directory_of(path), parent, parent_disk.leaf.header.data_write)?;
+        let blueprint = blueprint(options, Some((&parent_disk, locator)))?;
+        let leaf = create_storage(path, options, &blueprint)?;
+        let line = parent_disk.into_line();
+        Self::adopt_child(leaf, path.to_owned(), line)
+    }
+
+    /// Creates a fixed or dynamic disk on an empty storage of the caller and opens it for writing.
+    ///
+    /// # Errors
+    /// As [`Disk::create`]; `NotEmpty`.
+    pub fn create_on(storage: Arc<dyn Storage>, options: &CreateOptions) -> Result<Self, CreateError> {
+        blueprint(options, None)?.lay_down(&*storage)?;
+        finish(&storage, options)?;
+        Ok(Self::open_on(storage, Vec::new(), &OpenOptions::new().writable(true))?)
+    }
+
+    /// Creates a differencing disk on an empty storage of the caller, over parents given nearest first, and opens it for
+    /// writing. Its parent locator has a path of the right form that leads nowhere.
+    ///
+    /// # Errors
+    /// As [`Disk::create_child`].
+    pub fn create_child_on(
+        storage: Arc<dyn Storage>,
+        parents: Vec<Arc<dyn Storage>>,
+        options: &CreateOptions,
+    ) -> Result<Self, CreateError> {
+        let mut below = parents.clone().into_iter();
+        let nearest = below.next().ok_or(CreateError::ParentPath("no parent was given"))?;
+        let parent = Self::open_on(nearest, below.collect(), &OpenOptions::new()).map_err(|e| CreateError::Parent(Box::new(e)))?;
+        let locator = ParentLocator::new(parent.leaf.header.data_write, &[("relative_path", r".\parent.vhdx")]);
+        blueprint(options, Some((&parent, locator)))?.lay_down(&*storage)?;
+        finish(&storage, options)?;
+        Ok(Self::open_on(storage, parents, &OpenOptions::new().writable(true))?)
+    }
+
+    /// A disk that becomes the parent of a new child, as the line the child stands on.
+    fn into_line(self) -> Arc<Ancestor> {
+        let below = match self.parents {
+            Parents::Line(line) => Some(line),
+            Parents::None | Parents::NotOpened => None,
+        };
+        let layer = Arc::into_inner(self.leaf).expect("a read-only disk shares its leaf with nobody");
+        ancestor::share(layer, false, below.as_ref())
+    }
+
+    fn adopt_child(leaf: Arc<dyn Storage>, path: PathBuf, line: Arc<Ancestor>) -> Result<Self, CreateError> {
+        let probe = Layer::open(leaf, Some(path), Access::ReadOnly).map_err(CreateError::Open)?;
+        Ok(Self::assemble(probe, Parents::Line(line), Access::Writable, &OpenOptions::new())?)
+    }
+}
+
+fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), CreateError> {
+    if options.durable {
+        storage::sync(&**storage, storage::SyncSite::Create)?;
+    }
+    Ok(())
+}
+
+fn create_file(path: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
+    let leaf = create_storage(path, options, blueprint)?;
+    let probe = Layer::open(leaf, Some(path.to_owned()), Access::ReadOnly).map_err(CreateError::Open)?;
+    Ok(Disk::assemble(probe, Parents::None, Access::Writable, &OpenOptions::new())?)
+}
+
+fn create_storage(path: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Arc<dyn Storage>, CreateError> {
+    let invalid = || StorageError::new(Operation::Open, 0, std::io::ErrorKind::InvalidInput.into());
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(invalid)?;
+    let volume = DirVolume::open(&directory_of(path))?;
+    let (leaf, ()) = storage::create_atomically(&volume, name, options.overwrite, options.durable, |file| blueprint.lay_down(&**file))?;
+    Ok(leaf)
+}
+
+/// What the locator of a new child says: the way from its directory, and the absolute path.
+fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
+    if identity.get().is_zero() {
+        return Err(CreateError::ParentWithoutIdentity);
+    }
+    let relative = relative_locator_path(child_dir, parent);
+    let absolute = absolute_locator_path(parent);
+    let mut paths = Vec::new();
+    if let Some(relative) = &relative {
+        paths.push(("relative_path", relative.as_str()));
+    }
+    if let Some(absolute) = &absolute {
+        paths.push(("absolute_win32_path", absolute.as_str()));
+    }
+    if paths.is_empty() {
+        return Err(CreateError::ParentPath("it has a component that is not Unicode or contains a backslash"));
+    }
+    Ok(ParentLocator::new(identity, &paths))
+}
+
+fn blueprint(options: &CreateOptions, parent: Option<(&Disk, ParentLocator)>) -> Result<Blueprint, CreateError> {
+    let is_child = options.kind == NewKind::Child;
+    if is_child != parent.is_some() {
+        let rule = "a child is created over a parent, and nothing else is";
+        return Err(CreateError::Option { option: "kind", value: u64::from(is_child), rule });
+    }
+    let inherited = parent.as_ref().map(|(disk, _)| &disk.leaf.metadata);
+    if let (Some(wanted), Some(parent)) = (options.logical_sector, inherited)
+        && wanted != parent.logical_sector
+    {
+        let rule = "a child must have its parent's";
+        return Err(CreateError::Option { option: "logical sector size", value: u64::from(wanted), rule });
+    }
+    let virtual_size = options.size.or(inherited.map(|m| m.virtual_size)).unwrap_or(0);
+    let block_size = options.block_size.unwrap_or_else(|| default_block_size(virtual_size));
+    let block_size = u32::try_from(block_size).map_err(|_| crate::geometry::GeometryError::BlockSize(block_size))?;
+    let metadata = Metadata {
+        block_size,
+        leave_blocks_allocated: options.kind == NewKind::Fixed,
+        has_parent: is_child,
+        virtual_size,
+        disk_id: options.disk_id.or(inherited.map(|m| m.disk_id)).unwrap_or_else(Guid::random),
+        logical_sector: inherited.map(|m| m.logical_sector).or(options.logical_sector).unwrap_or(512),
+        physical_sector: options.physical_sector.or(inherited.map(|m| m.physical_sector)).unwrap_or(4096),
+        // MS-VHDX 2.6.1.2: items that belong to the virtual disk travel to its children.
+        others: inherited.map_or_else(Vec::new, |m| m.others.iter().filter(|item| item.entry.is_virtual_disk).cloned().collect()),
+        parent_locator: parent.map(|(_, locator)| locator),
+    };
+    Ok(Blueprint { creator: options.creator.clone(), log_size: options.log_size, metadata })
+}
+
+fn default_block_size(virtual_size: u64) -> u64 {
+    let wanted = virtual_size.div_ceil(BLOCKS_BY_DEFAULT).next_power_of_two();
+    wanted.clamp(u64::from(MIN_BLOCK_SIZE), u64::from(MAX_BLOCK_SIZE))
+}
+
+/// What a chain needs to know of a layer while the next one is looked for.
+struct Step<'a> {
+    locator: &'a ParentLocator,
+    logical_sector: u32,
+}
+
+impl<'a> Step<'a> {
+    fn of(layer: &'a Layer) -> Option<Self> {
+        let locator = layer.metadata.parent_locator.as_ref()?;
+        Some(Self { locator, logical_sector: layer.metadata.logical_sector })
+    }
+
+    /// Whether `parent` is the one this layer was made over.
+    fn verify(&self, parent: &Layer, depth: usize) -> Result<bool, OpenError> {
+        if !self.locator.accepts(parent.header.data_write) {
+            return Ok(false);
+        }
+        if parent.metadata.logical_sector != self.logical_sector {
+            let (child, parent) = (self.logical_sector, parent.metadata.logical_sector);
+            return Err(ChainError::SectorSize { child, parent, layer: depth }.into());
+        }
+        Ok(true)
+    }
+}
+
+/// Opens the parents of `leaf` through the gate, nearest first, without recursion.
+fn open_line(gate: &Gate, leaf: &Layer, leaf_path: &Path, mapped: bool) -> Result<Arc<Ancestor>, OpenError> {
+    let mut seen: Vec<StorageId> = vec![leaf.file.id()];
+    let mut layers: Vec<Layer> = Vec::new();
+    let mut dir = directory_of(leaf_path);
+    while let Some(step) = Step::of(layers.last().unwrap_or(leaf)) {
+        let depth = layers.len() + 1;
+        if depth >= MAX_CHAIN_DEPTH {
+            return Err(ChainError::TooDeep { limit: MAX_CHAIN_DEPTH }.into());
+        }
+        let (layer, found) = open_parent(gate, &step, &dir, depth, mapped, &seen)?;
+        dir = directory_of(&found);
+        seen.push(layer.file.id());
+        layers.push(layer);
+    }
+    let mut line: Option<Arc<Ancestor>> = None;
+    for layer in layers.into_iter().rev() {
+        line = Some(ancestor::share(layer, mapped, line.as_ref()));
+    }
+    Ok(line.expect("the leaf has a parent"))
+}
+
+fn open_parent(
+    gate: &Gate,
+    step: &Step<'_>,
+    child_dir: &Path,
+    depth: usize,
+    mapped: bool,
+    seen: &[StorageId],
+) -> Result<(Layer, PathBuf), OpenError> {
+    let candidates = match gate.given(depth - 1) {
+        Some(given) => vec![given],
+        None => gate.candidates(child_dir, &step.locator.paths()),
+    };
+    if candidates.is_empty() {
+        return Err(if gate.ignores_locators() {
+            ChainError::ParentMissing { tried: Vec::new(), hint: format!("the list of parents ends before layer {depth}") }.into()
+        } else {
+            ChainError::NoLocatorPath.into()
+        });
+    }
+    let (mut refusals, mut mismatches, mut broken): (Vec<GateError>, Vec<_>, Option<OpenError>) = (Vec::new(), Vec::new(), None);
+    for candidate in &candidates {
+        let (file, found) = match gate.open_in_chain(candidate, seen) {
+            Ok(opened) => opened,
+            Err(refusal) => {
+                refusals.push(refusal);
+                continue;
+            }
+        };
+        let file: Arc<dyn Storage> = if mapped {
+            match MappedStorage::new(file) {
+                Ok(mapped) => Arc::new(mapped),
+                // Mapping is a matter of speed: without it the file is read.
+                Err((file, _)) => Arc::new(file),
+            }
+        } else {
+            Arc::new(file)
+        };
+        match Layer::open(file, Some(found.clone()), Access::ReadOnly) {
+            Ok(layer) if step.verify(&layer, depth)? => return Ok((layer, found)),
+            Ok(layer) => mismatches.push((candidate.written.clone(), layer.header.data_write)),
+            Err(e) => broken = broken.or(Some(e)),
+        }
+    }
+    if !mismatches.is_empty() {
+        return Err(mismatch(step, mismatches));
+    }
+    Err(broken.unwrap_or_else(|| ChainError::from_refusals(&refusals).into()))
+}
+
+fn mismatch(step: &Step<'_>, found: Vec<(String, DataWriteGuid)>) -> OpenError {
+    let expected = step.locator.linkage().unwrap_or(Guid::ZERO);
+    if expected.is_zero() || found.iter().all(|(_, guid)| guid.get().is_zero()) {
+        return ChainError::ZeroLinkage.into();
+    }
+    ChainError::LinkageMismatch { expected, found }.into()
+}
+
+/// The parents of `leaf` on storages of the caller. Not shared: nothing locks such storages against changes.
+fn open_given_line(leaf: &Layer, parents: Vec<Arc<dyn Storage>>) -> Result<Arc<Ancestor>, OpenError> {
+    let mut seen: Vec<StorageId> = vec![leaf.file.id()];
+    let mut layers: Vec<Layer> = Vec::new();
+    let mut given = parents.into_iter();
+    while let Some(step) = Step::of(layers.last().unwrap_or(leaf)) {
+        let depth = layers.len() + 1;
+        if depth >= MAX_CHAIN_DEPTH {
+            return Err(ChainError::TooDeep { limit: MAX_CHAIN_DEPTH }.into());
+        }
+        let Some(file) = given.next() else {
+            let hint = format!("the list of parents ends before layer {depth}");
+            return Err(ChainError::ParentMissing { tried: Vec::new(), hint }.into());
+        };
+        if let Some(at) = seen.iter().position(|id| *id == file.id()) {
+            return Err(ChainError::Cycle { at }.into());
+        }
+        let layer = Layer::open(file, None, Access::ReadOnly)?;
+        if !step.verify(&layer, depth)? {
+            return Err(mismatch(&step, vec![(format!("parent {depth}"), layer.header.data_write)]));
+        }
+        seen.push(layer.file.id());
+        layers.push(layer);
+    }
+    let mut line: Option<Arc<Ancestor>> = None;
+    for layer in layers.into_iter().rev() {
+        line = Some(Arc::new(Ancestor::new(Arc::new(layer), line.as_ref())));
+    }
+    Ok(line.expect("the leaf has a parent"))
+}

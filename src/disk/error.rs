@@ -1,0 +1,215 @@
+//! What can go wrong with an open disk, and with making or opening one.
+
+use crate::chain::ChainError;
+use crate::format::FormatError;
+use crate::geometry::GeometryError;
+use crate::kind::ErrorKind;
+use crate::log::headers::HeaderError;
+use crate::log::writer::LogError;
+use crate::mapping::bat::MapError;
+use crate::storage::StorageError;
+
+/// A read, write, trim or flush failed.
+///
+/// ```
+/// use diffdisk::{CreateOptions, Disk, ErrorKind};
+/// # let dir = tempfile::tempdir()?;
+/// let disk = Disk::create(dir.path().join("a.vhdx"), &CreateOptions::dynamic(1 << 30))?;
+/// let error = disk.read_at(&mut [0; 512], 1 << 30).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidInput);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// The range does not lie inside the disk.
+    #[error("bytes {offset}..+{len} do not lie inside the disk of {size} bytes")]
+    OutOfRange {
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// The virtual size.
+        size: u64,
+    },
+    /// The disk was opened read-only.
+    #[error("the disk was opened read-only")]
+    ReadOnly,
+    /// An earlier sync or metadata write failed, so nothing more is written: what the file holds is what the last successful
+    /// flush left. Reads go on; reopening recovers.
+    #[error("the disk is latched since an earlier failure: {cause}")]
+    Latched {
+        /// The failure that latched it.
+        cause: Box<DiskError>,
+    },
+    /// The file contradicts MS-VHDX where the request needed it.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The storage failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The file cannot grow any further.
+    #[error("the file would exceed {limit} bytes")]
+    FileTooLarge {
+        /// The largest file this engine writes.
+        limit: u64,
+    },
+    /// The bytes are the parent's, and the disk was opened without its parents.
+    #[error("these bytes belong to the parent, which was not opened")]
+    ParentNotOpen,
+    /// A host that does its own I/O asked for a range that is not made of whole sectors.
+    #[error("bytes {offset}..+{len} are not whole sectors of {sector} bytes")]
+    Misaligned {
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// The logical sector size.
+        sector: u32,
+    },
+}
+
+impl DiskError {
+    /// The coarse sort of failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OutOfRange { .. } | Self::Misaligned { .. } => ErrorKind::InvalidInput,
+            Self::ParentNotOpen => ErrorKind::NotFound,
+            Self::ReadOnly => ErrorKind::Denied,
+            Self::Latched { .. } => ErrorKind::Unavailable,
+            Self::Format(e) => e.kind(),
+            Self::Storage(e) => e.kind(),
+            Self::FileTooLarge { .. } => ErrorKind::NoSpace,
+        }
+    }
+}
+
+impl From<MapError> for DiskError {
+    fn from(e: MapError) -> Self {
+        match e {
+            MapError::Format(e) => Self::Format(e),
+            MapError::Storage(e) => Self::Storage(e),
+        }
+    }
+}
+
+impl From<HeaderError> for DiskError {
+    fn from(e: HeaderError) -> Self {
+        match e {
+            HeaderError::Format(e) => Self::Format(e),
+            HeaderError::Storage(e) => Self::Storage(e),
+        }
+    }
+}
+
+impl From<LogError> for DiskError {
+    fn from(e: LogError) -> Self {
+        match e {
+            LogError::Header(e) => e.into(),
+            LogError::Storage(e) => Self::Storage(e),
+        }
+    }
+}
+
+/// Opening a disk or one of its parents failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file contradicts MS-VHDX.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The storage failed, or somebody else holds the lock.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The chain does not fit together, or the parent policy forbids it.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The file has no log, so it cannot be changed safely.
+    #[error("the file has no log (LogLength is 0), so it can only be opened read-only")]
+    NoLog,
+    /// The disk could not be examined as `untrusted` asks.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+impl OpenError {
+    /// The coarse sort of failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Format(e) => e.kind(),
+            Self::Storage(e) => e.kind(),
+            Self::Chain(e) => e.kind(),
+            Self::NoLog => ErrorKind::Unsupported,
+            Self::Disk(e) => e.kind(),
+        }
+    }
+}
+
+impl From<HeaderError> for OpenError {
+    fn from(e: HeaderError) -> Self {
+        match e {
+            HeaderError::Format(e) => Self::Format(e),
+            HeaderError::Storage(e) => Self::Storage(e),
+        }
+    }
+}
+
+impl From<MapError> for OpenError {
+    fn from(e: MapError) -> Self {
+        match e {
+            MapError::Format(e) => Self::Format(e),
+            MapError::Storage(e) => Self::Storage(e),
+        }
+    }
+}
+
+/// Creating a disk failed; nothing is left under its name.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// The sizes do not make a disk.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// An option is out of its range.
+    #[error("{option} is {value}, {rule}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// Its value.
+        value: u64,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// The parent cannot be used.
+    #[error("parent: {0}")]
+    Parent(Box<OpenError>),
+    /// The parent's data write GUID is zero, so a child could never tell it from another.
+    #[error("the parent has no identity (its DataWriteGuid is zero)")]
+    ParentWithoutIdentity,
+    /// No path from the child to the parent can be written down in a parent locator.
+    #[error("the path to the parent cannot be stored: {0}")]
+    ParentPath(&'static str),
+    /// A storage that should be empty is not.
+    #[error("the storage for the new disk is not empty")]
+    NotEmpty,
+    /// The storage failed, or the name is taken.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The new file could not be opened again.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+impl CreateError {
+    /// The coarse sort of failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Geometry(_) | Self::Option { .. } | Self::ParentPath(_) => ErrorKind::InvalidInput,
+            Self::Parent(e) => e.kind(),
+            Self::ParentWithoutIdentity => ErrorKind::Unsupported,
+            Self::NotEmpty => ErrorKind::AlreadyExists,
+            Self::Storage(e) => e.kind(),
+            Self::Open(e) => e.kind(),
+        }
+    }
+}

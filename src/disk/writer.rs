@@ -1,0 +1,275 @@
+//! The changing half of an open disk: session, space, locks, latch.
+//!
+//! Lock order, outermost first; nobody takes an outer lock while holding an inner one:
+//!
+//! ```text
+//! commit            the flush leader's seat: headers, log, the pages on their way home
+//!   stripe[block % 64]   one block's first touches, trims and partial sectors
+//!     gate          shared while entries and bits change, exclusive while they are frozen
+//!       space       which MiB of the file are whose
+//!         dirty list, bitmap and BAT pages (atomics, no lock)
+//! ```
+//!
+//! No lock but `commit` is held across a sync, no two stripes at once, and no callback runs under any of them. Reads and rewrites
+//! of sectors that are present take none.
+//!
+//! A session begins with the first change after opening. In this order:
+//!   1. scan the BAT for used space (nothing is written)
+//!   2. a header with new file and data write GUIDs, synced   crash: the old header, nothing changed
+//!   3. the same in the other slot, not synced                crash: 2
+//!   4. from here on bytes of the file may change (first its length, where it ends inside a MiB or a block)
+//!
+//! Step 2 costs the one sync that MS-VHDX 2.2.2.1 asks for: identity before change. The log gets its name in the first
+//! commit, see `log/writer.rs`.
+
+use super::error::DiskError;
+use super::layer::Layer;
+use crate::format::{Fault, FormatError};
+use crate::guid::{DataWriteGuid, FileWriteGuid, Guid};
+use crate::kind::Structure;
+use crate::log::headers::HeaderPair;
+use crate::log::writer::LogWriter;
+use crate::mapping::bat::BatTable;
+use crate::mapping::dirty::{DirtyList, PageKey};
+use crate::mapping::quarantine::Quarantine;
+use crate::mapping::space::{Allotment, Claim, MAX_FILE_MIB, Space, UsedMap};
+use crate::storage::{self, SyncSite};
+use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, OnceLock, Ordering, RwLock};
+use crate::units::{BatIndex, BlockHome, BlockIndex, ChunkIndex, MIB};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+const STRIPES: usize = 64;
+/// Bytes of BAT that are worth reading to learn what is free. A larger table is left unread and the file only grows.
+const SCAN_LIMIT: u64 = 32 << 20;
+
+/// What the flush leader owns.
+pub(crate) struct Commit {
+    pub(crate) headers: HeaderPair,
+    pub(crate) log: LogWriter,
+    /// Bytes of the file that are known to be durable: FlushedFileOffset.
+    pub(crate) durable_len: u64,
+}
+
+/// See the module.
+pub(crate) struct Writer {
+    pub(crate) layer: Arc<Layer>,
+    pub(crate) commit: Mutex<Commit>,
+    begun: AtomicBool,
+    latched: AtomicBool,
+    cause: OnceLock<DiskError>,
+    stripes: Box<[Mutex<()>]>,
+    pub(crate) gate: RwLock<()>,
+    pub(crate) space: Mutex<Space>,
+    pub(crate) dirty: DirtyList,
+    pub(crate) quarantine: Quarantine,
+    /// Whether payload was written since the last sync began.
+    payload_dirty: AtomicBool,
+    /// Sector bitmap blocks that were allocated in this session, by chunk. Two blocks of one chunk may need the chunk's first
+    /// bitmap at once, under different stripes: whoever comes first allocates it here, both publish it. Taken under a stripe
+    /// and outside of `gate` and `space`.
+    fresh_bitmaps: Mutex<HashMap<u32, BlockHome>>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("begun", &self.has_begun()).field("latched", &self.is_latched()).finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// The writer of a layer that was opened writable.
+    pub(crate) fn new(layer: Arc<Layer>) -> Self {
+        let headers = HeaderPair::new(layer.header.clone(), layer.slot);
+        let log = LogWriter::new(layer.header.log_offset, u64::from(layer.header.log_length), first_sequence());
+        let durable_len = layer.file_len / MIB * MIB;
+        Self {
+            commit: Mutex::new(Commit { headers, log, durable_len }),
+            begun: AtomicBool::new(false),
+            latched: AtomicBool::new(false),
+            cause: OnceLock::new(),
+            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+            gate: RwLock::new(()),
+            space: Mutex::new(Space::opaque(layer.file_len.div_ceil(MIB))),
+            dirty: DirtyList::new(),
+            quarantine: Quarantine::new(),
+            payload_dirty: AtomicBool::new(false),
+            fresh_bitmaps: Mutex::new(HashMap::new()),
+            layer,
+        }
+    }
+
+    /// Whether an earlier failure put an end to writing.
+    pub(crate) fn is_latched(&self) -> bool {
+        self.latched.load(Ordering::Acquire)
+    }
+
+    /// Refuses when latched.
+    #[inline]
+    pub(crate) fn check_latch(&self) -> Result<(), DiskError> {
+        if self.is_latched() { Err(self.latch_error()) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn latch_error(&self) -> DiskError {
+        let cause = self.cause.get().cloned().expect("the cause is set before the latch");
+        DiskError::Latched { cause: Box::new(cause) }
+    }
+
+    /// Puts an end to writing on this handle, because nobody knows what the file holds now.
+    pub(crate) fn latch(&self, cause: DiskError) -> DiskError {
+        let _ = self.cause.set(cause.clone());
+        self.latched.store(true, Ordering::Release);
+        cause
+    }
+
+    /// The lock of a block's first touches.
+    pub(crate) fn stripe(&self, block: BlockIndex) -> MutexGuard<'_, ()> {
+        self.stripes[block.get() as usize % STRIPES].lock()
+    }
+
+    /// Whether the session has begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Begins the session if this is its first change.
+    #[inline]
+    pub(crate) fn begin(&self) -> Result<(), DiskError> {
+        // Acquire pairs with the Release in `begin_now`: whoever sees the flag sees the space map.
+        if self.has_begun() { Ok(()) } else { self.begin_now() }
+    }
+
+    #[cold]
+    fn begin_now(&self) -> Result<(), DiskError> {
+        let mut commit = self.commit.lock();
+        if self.has_begun() {
+            return Ok(());
+        }
+        self.check_latch()?;
+        let mut space = self.scan_space()?;
+        let file = &*self.layer.file;
+        let identity = (FileWriteGuid::random(), DataWriteGuid::random());
+        commit
+            .headers
+            .change(file, SyncSite::Identity, |header| (header.file_write, header.data_write) = identity)
+            .and_then(|()| commit.headers.mirror(file))
+            .map_err(|e| self.latch(e.into()))?;
+        // qemu cuts the last block of a fixed disk short; bring it to full length before anything goes behind it.
+        if space.end() * MIB > self.layer.file_len {
+            storage::set_len(file, space.end() * MIB)?;
+        }
+        space.grown(space.end());
+        self.layer.bat.set_file_len(space.end() * MIB);
+        *self.space.lock() = space;
+        self.begun.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Learns from the BAT which MiB of the file are used. Holes in the table are skipped, so a fresh clone of a 64 TiB disk
+    /// costs one system call.
+    fn scan_space(&self) -> Result<Space, DiskError> {
+        let layer = &*self.layer;
+        let file_end = layer.file_len.div_ceil(MIB);
+        let mut used = UsedMap::default();
+        for &(start, end, _) in layer.bat.taken() {
+            // Regions were checked against each other and the file when it was opened.
+            let _ = used.claim(start / MIB, (end - start) / MIB);
+        }
+        let complete = layer.bat.walk(&*layer.file, SCAN_LIMIT, |index, word| -> Result<(), DiskError> {
+            let Some(placed) = layer.placed(index, word) else { return Ok(()) };
+            let claim = used.claim(placed.home.mib(), placed.mib);
+            // An anchor that lies over something is nonsense that nobody reads; a block that does would be written over.
+            if claim != Claim::Free && !placed.is_anchor {
+                return Err(
+                    FormatError::new(Structure::BatEntry, layer.bat.entry_at(index), Fault::Overlap(Structure::PayloadBlock)).into()
+                );
+            }
+            Ok(())
+        })?;
+        Ok(if complete { Space::mapped(file_end, &used) } else { Space::opaque(file_end) })
+    }
+
+    /// Marks that payload was written, so that the next flush syncs it. Called after the bytes are in the file.
+    #[inline]
+    pub(crate) fn mark_payload(&self) {
+        // SeqCst here and in `take_payload`: a writer that sees `true` and leaves it was there before the leader's swap, so
+        // its bytes are in the file before the leader's sync begins.
+        if !self.payload_dirty.load(Ordering::SeqCst) {
+            self.payload_dirty.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether payload waits for a sync; the caller syncs next.
+    pub(crate) fn take_payload(&self) -> bool {
+        self.payload_dirty.swap(false, Ordering::SeqCst)
+    }
+
+    /// Space for `mib` MiB, inside the file, reading as zeros if asked for.
+    pub(crate) fn allocate(&self, mib: u64, wants_zeros: bool) -> Result<Allotment, DiskError> {
+        let file = &*self.layer.file;
+        let space = {
+            let mut space = self.space.lock();
+            let too_large = DiskError::FileTooLarge { limit: MAX_FILE_MIB * MIB };
+            let allotment = space.allocate(mib, wants_zeros).ok_or(too_large)?;
+            if let Some((comfortable, least)) = space.growth() {
+                // Under the space lock, so that the file never shrinks under a block that another thread just got.
+                let grown = match storage::set_len(file, comfortable * MIB) {
+                    Ok(()) => Ok(comfortable),
+                    Err(_) => storage::set_len(file, least * MIB).map(|()| least),
+                };
+                match grown {
+                    Ok(end) => {
+                        space.grown(end);
+                        self.layer.bat.set_file_len(end * MIB);
+                    }
+                    Err(e) => {
+                        space.retract(allotment);
+                        return Err(e.into());
+                    }
+                }
+            }
+            allotment
+        };
+        if space.reused {
+            self.quarantine.count_reuse();
+        }
+        if wants_zeros && !space.zeroed {
+            let done = storage::punch_or_zero(file, space.home.start().get(), mib * MIB);
+            self.mark_payload();
+            if let Err(e) = done {
+                self.space.lock().give_back(space);
+                return Err(e.into());
+            }
+        }
+        Ok(space)
+    }
+
+    /// The sector bitmap block that this session allocated for a chunk, if it did. Pages of it that are not in memory are
+    /// zeros.
+    pub(crate) fn fresh_bitmap(&self, chunk: ChunkIndex) -> Option<BlockHome> {
+        self.fresh_bitmaps.lock().get(&chunk.get()).copied()
+    }
+
+    /// The same, allocating it now if the chunk has none.
+    pub(crate) fn claim_bitmap(&self, chunk: ChunkIndex) -> Result<BlockHome, DiskError> {
+        match self.fresh_bitmaps.lock().entry(chunk.get()) {
+            Entry::Occupied(found) => Ok(*found.get()),
+            Entry::Vacant(free) => Ok(*free.insert(self.allocate(1, true)?.home)),
+        }
+    }
+
+    /// Publishes a BAT entry. The caller holds the gate (shared) and the block's stripe.
+    pub(crate) fn publish(&self, index: BatIndex, word: u64) {
+        let page = self.layer.bat.store(index, word);
+        self.dirty.mark(PageKey::Bat(BatTable::page_of(index)), &page.dirty);
+    }
+}
+
+/// Where the sequence numbers of a session start: anywhere, as Windows does, so that remains of older sessions never continue
+/// a sequence by accident (MS-VHDX 2.3.1.1 only asks for more than zero).
+fn first_sequence() -> u64 {
+    let bytes = Guid::random().to_bytes();
+    let random = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    (random >> 2).max(1)
+}

@@ -1,0 +1,87 @@
+//! Reading a log that somebody left behind (MS-VHDX 2.3.3).
+//!
+//! What opening a file yields first is [`Unreplayed`]: nothing in it may be believed but the headers. Only [`Unreplayed::to_disk`]
+//! (writable) and [`Unreplayed::to_memory`] (read-only, parents) turn it into something that can be read.
+//!
+//! Replay to disk, in this order:
+//!   1. header with a new file write GUID, both slots   crash: as before, the log is still named
+//!   2. pages and zeros home, length                    crash: replayed again, same result
+//!   3. sync                                            crash: as 2
+//!   4. header without a log GUID, synced               crash: either; everything the log held is home
+//!   5. the other slot likewise, synced                 crash: as 4
+
+use super::headers::{HeaderError, HeaderPair};
+use super::overlay::Overlay;
+use crate::format::{self, ActiveSequence, Replay};
+use crate::guid::{FileWriteGuid, LogGuid};
+use crate::storage::{self, Storage, StorageError, SyncSite};
+use crate::units::FileOffset;
+use std::sync::Arc;
+
+/// A file whose log holds what its regions lack.
+pub(crate) struct Unreplayed {
+    file: Arc<dyn Storage>,
+    file_len: u64,
+    log: Vec<u8>,
+    sequence: ActiveSequence,
+}
+
+impl Unreplayed {
+    /// Reads the log that the current header names and finds its active sequence.
+    ///
+    /// The caller has checked the header's fields, so the log lies inside the file and is not longer than the cap.
+    pub(crate) fn find(file: &Arc<dyn Storage>, file_len: u64, headers: &HeaderPair) -> Result<Self, HeaderError> {
+        let header = headers.current();
+        let mut log = vec![0; header.log_length as usize];
+        storage::read_exact(&**file, &mut log, header.log_offset)?;
+        let sequence = format::scan(&log, FileOffset::new(header.log_offset), header.log, file_len)?;
+        Ok(Self { file: Arc::clone(file), file_len, log, sequence })
+    }
+
+    /// The file as it would be after a replay, without changing it.
+    pub(crate) fn to_memory(self) -> Arc<dyn Storage> {
+        Arc::new(Overlay::new(self.file, self.file_len, &self.log, &self.sequence))
+    }
+
+    /// Replays, see the module. Afterwards the log is empty and the file has a new file write GUID; the data write GUID stays,
+    /// because nothing a user can read has changed.
+    pub(crate) fn to_disk(self, headers: &mut HeaderPair) -> Result<(), HeaderError> {
+        let file = &*self.file;
+        headers.change(file, SyncSite::ReplayIdentity, |header| header.file_write = FileWriteGuid::random())?;
+        headers.mirror(file)?;
+        let mut result: Result<(), StorageError> = Ok(());
+        self.sequence.for_each(&self.log, |step| {
+            if result.is_ok() {
+                result = match step {
+                    Replay::Page { home, image } => storage::write_all(file, &image[..], home.get()),
+                    Replay::Zero { home, length } => zero(file, home.get(), length),
+                };
+            }
+        });
+        result?;
+        // MS-VHDX 2.3.1.1: the file must reach at least the head's LastFileOffset.
+        if storage::len(file)? < self.sequence.head().last_file_offset {
+            storage::set_len(file, self.sequence.head().last_file_offset)?;
+        }
+        storage::sync(file, SyncSite::ReplayHome)?;
+        headers.settled();
+        headers.change(file, SyncSite::ReplayFirst, |header| header.log = LogGuid::default())?;
+        headers.mirror(file)?;
+        storage::sync(file, SyncSite::ReplaySecond)?;
+        headers.settled();
+        Ok(())
+    }
+}
+
+/// Zeroes a range; the file grows to hold it.
+fn zero(file: &dyn Storage, at: u64, len: u64) -> Result<(), StorageError> {
+    let end = at + len;
+    let file_len = storage::len(file)?;
+    if at < file_len {
+        storage::punch_or_zero(file, at, len.min(file_len - at))?;
+    }
+    if end > file_len {
+        storage::set_len(file, end)?;
+    }
+    Ok(())
+}

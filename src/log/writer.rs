@@ -1,0 +1,310 @@
+//! Appending to the log and bringing pages home (MS-VHDX 2.3, 2.2.3).
+//!
+//! The order of a commit is a chain of types, each step taking the one before:
+//!
+//! ```text
+//! Frozen --settle(barrier 1)--> Settled --append--> Logged --settle(barrier 2)--> Durable --accept--> pages that may go home
+//! ```
+//!
+//! A [`Barrier`] comes out of a sync and nowhere else, and knows when the sync began; `settle` refuses one that began before
+//! the step it is meant to harden, because that is a bug that costs data.
+//!
+//! The first entry of a session is special: no header names the log yet, so whatever stands in it counts for nothing. The
+//! entry is written together with the payload, one sync hardens both, and the header that names the log is the second
+//! barrier. A flush costs two syncs from the first one on.
+
+use super::headers::{HeaderError, HeaderPair};
+use super::ring::Ring;
+use crate::format::{EntryFields, encode_entry, entry_len};
+use crate::guid::LogGuid;
+use crate::kind::ErrorKind;
+use crate::storage::{self, Storage, StorageError, SyncSite};
+use crate::units::{FileOffset, PAGE, PAGE_LEN};
+use std::collections::BTreeMap;
+
+/// Most bytes of one entry, so that a huge log does not mean a huge buffer.
+const MAX_ENTRY: u64 = 4 << 20;
+/// Most bytes of adjacent pages that travel home in one write.
+const MAX_WRITE: usize = 256 << 10;
+
+/// A page on its way to the file.
+#[derive(Clone)]
+pub(crate) struct Page {
+    pub(crate) home: FileOffset,
+    pub(crate) image: Box<[u8; PAGE_LEN]>,
+}
+
+/// Something about the log or the headers failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum LogError {
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl LogError {
+    /// Whether nothing was published and trying again later is sound: there was no space.
+    pub(crate) fn is_harmless(&self) -> bool {
+        matches!(self, Self::Storage(e) if e.kind() == ErrorKind::NoSpace && e.operation != storage::Operation::Sync)
+    }
+}
+
+/// Proof that a sync succeeded.
+#[must_use]
+pub(crate) struct Barrier {
+    began: u64,
+}
+
+/// Pages copied at one instant.
+#[must_use]
+pub(crate) struct Frozen {
+    pages: Vec<Page>,
+    copied: u64,
+}
+
+/// Pages whose payload is durable.
+#[must_use]
+pub(crate) struct Settled {
+    pages: Vec<Page>,
+}
+
+/// Pages that are in the log, not yet durable there.
+#[must_use]
+pub(crate) struct Logged {
+    pages: Vec<Page>,
+    bytes: u64,
+    written: u64,
+}
+
+/// Pages that are durable in the log. They, and nothing earlier, may go home.
+#[must_use]
+pub(crate) struct Durable {
+    pages: Vec<Page>,
+    bytes: u64,
+}
+
+impl Frozen {
+    /// Barrier 1: the payload that these pages point at is durable.
+    pub(crate) fn settle(self, barrier: &Barrier) -> Settled {
+        assert!(barrier.began > self.copied, "the sync began before the pages were copied");
+        Settled { pages: self.pages }
+    }
+
+    /// For pages that expose no payload, or whose payload an earlier barrier of the same flush hardened.
+    pub(crate) fn settle_without_payload(self) -> Settled {
+        Settled { pages: self.pages }
+    }
+}
+
+impl Logged {
+    /// Barrier 2: the entry is durable and named by a durable header.
+    pub(crate) fn settle(self, barrier: &Barrier) -> Durable {
+        assert!(barrier.began > self.written, "the sync began before the entry was written");
+        Durable { pages: self.pages, bytes: self.bytes }
+    }
+}
+
+/// The extents of the file that an entry vouches for (MS-VHDX 2.3.1.1).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lengths {
+    /// Bytes that are durable: FlushedFileOffset.
+    pub(crate) flushed: u64,
+    /// Bytes into which everything fits: LastFileOffset.
+    pub(crate) last: u64,
+}
+
+/// See the module.
+pub(crate) struct LogWriter {
+    at: u64,
+    ring: Ring,
+    /// `None` until the first entry of the session.
+    guid: Option<LogGuid>,
+    sequence: u64,
+    /// The newest durable image of every page that is not home yet.
+    pending: BTreeMap<u64, Box<[u8; PAGE_LEN]>>,
+    applied_unsynced: bool,
+    clock: u64,
+}
+
+impl LogWriter {
+    /// A log of `len` bytes at `at` that no header names.
+    pub(crate) fn new(at: u64, len: u64, first_sequence: u64) -> Self {
+        Self { at, ring: Ring::new(len), guid: None, sequence: first_sequence, pending: BTreeMap::new(), applied_unsynced: false, clock: 0 }
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Whether a header names the log.
+    pub(crate) fn is_started(&self) -> bool {
+        self.guid.is_some()
+    }
+
+    /// Whether pages wait to be brought home, or were and no sync followed.
+    pub(crate) fn has_unsettled(&self) -> bool {
+        !self.pending.is_empty() || self.applied_unsynced
+    }
+
+    /// Syncs the file; the only source of barriers.
+    pub(crate) fn sync(&mut self, file: &dyn Storage, headers: &mut HeaderPair, site: SyncSite) -> Result<Barrier, StorageError> {
+        let began = self.tick();
+        storage::sync(file, site)?;
+        headers.settled();
+        if self.applied_unsynced {
+            self.applied_unsynced = false;
+            self.ring.all_applied();
+        }
+        Ok(Barrier { began })
+    }
+
+    /// Puts copied pages at the start of the chain.
+    pub(crate) fn freeze(&mut self, pages: Vec<Page>) -> Frozen {
+        Frozen { pages, copied: self.tick() }
+    }
+
+    /// How many pages fit one entry.
+    pub(crate) fn batch_pages(&self) -> usize {
+        let bytes = self.ring.largest_entry().min(MAX_ENTRY);
+        let mut pages = (bytes / PAGE) as usize;
+        while entry_len(pages, 0) as u64 > bytes {
+            pages -= 1;
+        }
+        pages
+    }
+
+    /// Brings pending pages home when the ring is filling up, so that the sync that follows makes room.
+    pub(crate) fn apply_if_crowded(&mut self, file: &dyn Storage) -> Result<bool, StorageError> {
+        if self.ring.is_half_full() && !self.pending.is_empty() {
+            self.apply(file)?;
+        }
+        Ok(self.applied_unsynced)
+    }
+
+    /// Writes every pending page to its home. The log keeps them until a sync hardened the homes and a later entry said so.
+    fn apply(&mut self, file: &dyn Storage) -> Result<(), StorageError> {
+        write_pages(file, self.pending.iter().map(|(&home, image)| (home, &**image)))?;
+        self.pending.clear();
+        self.applied_unsynced = true;
+        Ok(())
+    }
+
+    /// Writes the first entry of the session, which no header names yet. The caller syncs payload and entry in one barrier
+    /// and then calls [`LogWriter::name`].
+    pub(crate) fn write_unnamed(
+        &mut self,
+        file: &dyn Storage,
+        frozen: Frozen,
+        lengths: Lengths,
+    ) -> Result<(LogGuid, Logged), StorageError> {
+        debug_assert!(self.guid.is_none(), "the log has a name already");
+        let guid = LogGuid::random();
+        let Frozen { pages, .. } = frozen;
+        let logged = self.write_entry(file, guid, pages, lengths)?;
+        Ok((guid, logged))
+    }
+
+    /// Names the log in the headers: its first entry counts from here on. `unnamed` was hardened by a barrier before.
+    pub(crate) fn name(&mut self, file: &dyn Storage, headers: &mut HeaderPair, guid: LogGuid, unnamed: Durable) -> Result<(), LogError> {
+        headers.change(file, SyncSite::LogStart, |header| header.log = guid)?;
+        self.guid = Some(guid);
+        self.accept(unnamed);
+        headers.mirror(file)?;
+        Ok(())
+    }
+
+    /// Appends a batch, making room first if need be. Returns what the next sync ([`SyncSite::Log`]) will harden.
+    pub(crate) fn append(
+        &mut self,
+        file: &dyn Storage,
+        headers: &mut HeaderPair,
+        settled: Settled,
+        lengths: Lengths,
+    ) -> Result<Logged, LogError> {
+        let guid = self.guid.expect("a log is named before it is appended to");
+        let bytes = entry_len(settled.pages.len(), 0) as u64;
+        if !self.ring.fits(bytes) {
+            self.make_room(file, headers, guid, lengths)?;
+        }
+        Ok(self.write_entry(file, guid, settled.pages, lengths)?)
+    }
+
+    /// Empties the ring. In this order:
+    ///   1. all pages home    crash: the log still holds them
+    ///   2. sync              crash: as 1
+    ///   3. an empty entry whose tail is itself, synced   crash: old tail or new, both complete
+    fn make_room(&mut self, file: &dyn Storage, headers: &mut HeaderPair, guid: LogGuid, lengths: Lengths) -> Result<(), LogError> {
+        if self.has_unsettled() {
+            self.apply(file)?;
+            let _ = self.sync(file, headers, SyncSite::Home)?;
+        }
+        debug_assert!(self.ring.fits_empty(), "the spare sector takes the entry that moves the tail");
+        let empty = self.write_entry(file, guid, Vec::new(), lengths)?;
+        let barrier = self.sync(file, headers, SyncSite::LogTail)?;
+        self.accept(empty.settle(&barrier));
+        Ok(())
+    }
+
+    fn write_entry(&mut self, file: &dyn Storage, log_guid: LogGuid, pages: Vec<Page>, lengths: Lengths) -> Result<Logged, StorageError> {
+        let tail = u32::try_from(self.ring.tail_to_record()).expect("logs are far below 4 GiB");
+        let fields =
+            EntryFields { tail, sequence: self.sequence, log_guid, flushed_file_offset: lengths.flushed, last_file_offset: lengths.last };
+        let list: Vec<(FileOffset, &[u8; PAGE_LEN])> = pages.iter().map(|page| (page.home, &*page.image)).collect();
+        let entry = encode_entry(&fields, &list, &[]);
+        let bytes = entry.len() as u64;
+        let mut done = 0;
+        for (start, len) in self.ring.pieces(bytes) {
+            if len > 0 {
+                storage::write_all(file, &entry[done..done + len as usize], self.at + start)?;
+                done += len as usize;
+            }
+        }
+        Ok(Logged { pages, bytes, written: self.tick() })
+    }
+
+    /// Takes note that an entry is durable: the ring moves on and its pages wait to go home.
+    pub(crate) fn accept(&mut self, durable: Durable) {
+        self.ring.appended(durable.bytes, !durable.pages.is_empty());
+        self.sequence += 1;
+        for page in durable.pages {
+            self.pending.insert(page.home.get(), page.image);
+        }
+    }
+
+    /// Ends the session: everything home, then the log is declared empty in both headers. See `replay.rs` for what a crash
+    /// after each of the last steps leaves; they are the same.
+    pub(crate) fn stop(&mut self, file: &dyn Storage, headers: &mut HeaderPair) -> Result<(), LogError> {
+        if self.guid.is_none() {
+            if headers.mirror_in_flight() {
+                let _ = self.sync(file, headers, SyncSite::CloseSecond)?;
+            }
+            return Ok(());
+        }
+        self.apply(file)?;
+        let _ = self.sync(file, headers, SyncSite::CloseHome)?;
+        headers.change(file, SyncSite::CloseFirst, |header| header.log = LogGuid::default())?;
+        self.guid = None;
+        headers.mirror(file)?;
+        let _ = self.sync(file, headers, SyncSite::CloseSecond)?;
+        Ok(())
+    }
+}
+
+/// Writes pages to their homes, adjacent ones in one call. The pages come sorted by home.
+pub(crate) fn write_pages<'a>(file: &dyn Storage, pages: impl Iterator<Item = (u64, &'a [u8; PAGE_LEN])>) -> Result<(), StorageError> {
+    let mut run: Vec<u8> = Vec::new();
+    let mut start = 0;
+    for (home, image) in pages {
+        if !run.is_empty() && (start + run.len() as u64 != home || run.len() >= MAX_WRITE) {
+            storage::write_all(file, &run, start)?;
+            run.clear();
+        }
+        if run.is_empty() {
+            start = home;
+        }
+        run.extend_from_slice(image);
+    }
+    if run.is_empty() { Ok(()) } else { storage::write_all(file, &run, start) }
+}

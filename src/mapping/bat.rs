@@ -1,0 +1,267 @@
+//! The block allocation table in memory (MS-VHDX 2.5).
+//!
+//! Entries are kept as they stand on disk, state and place in one word, so that one atomic load answers a look-up. A page is
+//! checked when it is loaded: an entry that points outside the file, onto the header section, the log or a region, or has a
+//! state that its type of disk does not know, makes the page *suspect*, and every look-up in a suspect page checks its entry
+//! again. That way one bad entry spoils one block and not its 511 neighbours, and good pages pay nothing.
+
+use super::dirty::DirtyFlag;
+use super::pages::PageMap;
+use crate::format::{BitmapState, Fault, FormatError, PayloadState};
+use crate::geometry::{BatRole, Geometry};
+use crate::kind::Structure;
+use crate::storage::{self, Operation, Storage, StorageError};
+use crate::sync::{AtomicU64, Ordering};
+use crate::units::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB, PAGE, PAGE_LEN};
+
+/// Pages that a walk reads at a time.
+const WALK_PAGES: u64 = 32;
+/// Entries in a page.
+pub(crate) const ENTRIES: u32 = 512;
+
+/// Looking up a mapping failed: the file lies, or does not answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum MapError {
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// 512 entries.
+pub(crate) struct BatPage {
+    words: [AtomicU64; ENTRIES as usize],
+    suspect: bool,
+    pub(crate) dirty: DirtyFlag,
+}
+
+impl BatPage {
+    /// The bytes as they go to the file.
+    pub(crate) fn image(&self) -> Box<[u8; PAGE_LEN]> {
+        words_image(&self.words)
+    }
+}
+
+/// Copies atomic words into a page image.
+pub(crate) fn words_image(words: &[AtomicU64; ENTRIES as usize]) -> Box<[u8; PAGE_LEN]> {
+    let mut image = Box::new([0; PAGE_LEN]);
+    for (bytes, word) in image.chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.load(Ordering::Acquire).to_le_bytes());
+    }
+    image
+}
+
+/// The atomic words of a page image.
+pub(crate) fn image_words(image: &[u8; PAGE_LEN]) -> [AtomicU64; ENTRIES as usize] {
+    std::array::from_fn(|i| {
+        let bytes = image[i * 8..i * 8 + 8].try_into().expect("eight bytes");
+        AtomicU64::new(u64::from_le_bytes(bytes))
+    })
+}
+
+/// Which parts of the file blocks must keep off, and how long the file is: what an entry is checked against.
+#[derive(Clone, Debug)]
+pub(crate) struct Fences {
+    /// Start, end and owner of every structure at a fixed place.
+    pub(crate) taken: Vec<(u64, u64, Structure)>,
+}
+
+impl Fences {
+    /// Checks a block of `len` bytes at `start` in a file of `file_len` bytes. The block may be cut by the end of the file
+    /// (qemu writes such fixed disks) but must start inside.
+    pub(crate) fn check(&self, start: u64, len: u64, file_len: u64) -> Result<(), Fault> {
+        let end = start.checked_add(len).ok_or(Fault::BeyondFile { end: u64::MAX, len: file_len })?;
+        if start >= file_len {
+            return Err(Fault::BeyondFile { end, len: file_len });
+        }
+        match self.taken.iter().find(|(from, to, _)| start < *to && *from < end) {
+            Some(&(_, _, owner)) => Err(Fault::Overlap(owner)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// See the module.
+pub(crate) struct BatTable {
+    at: u64,
+    entries: u64,
+    geometry: Geometry,
+    has_parent: bool,
+    fences: Fences,
+    file_len: AtomicU64,
+    pages: PageMap<BatPage>,
+}
+
+impl BatTable {
+    /// The table at `at`, nothing of it loaded.
+    pub(crate) fn new(at: FileOffset, geometry: Geometry, has_parent: bool, fences: Fences, file_len: u64) -> Self {
+        let entries = if has_parent { geometry.bat_entries_differencing() } else { geometry.bat_entries() };
+        let pages = PageMap::new(entries.div_ceil(u64::from(ENTRIES)));
+        Self { at: at.get(), entries, geometry, has_parent, fences, file_len: AtomicU64::new(file_len), pages }
+    }
+
+    /// The file is longer now; entries loaded from here on may point further.
+    pub(crate) fn set_file_len(&self, len: u64) {
+        self.file_len.store(len, Ordering::Release);
+    }
+
+    /// The structures that no block may lie over, as (start, end, owner).
+    pub(crate) fn taken(&self) -> &[(u64, u64, Structure)] {
+        &self.fences.taken
+    }
+
+    /// Where the entry stands in the file.
+    pub(crate) fn entry_at(&self, index: BatIndex) -> FileOffset {
+        FileOffset::new(self.at + u64::from(index.get()) * 8)
+    }
+
+    /// Where a page stands in the file.
+    pub(crate) fn page_home(&self, page: u64) -> FileOffset {
+        FileOffset::new(self.at + page * PAGE)
+    }
+
+    /// The page that an entry is in.
+    pub(crate) fn page_of(index: BatIndex) -> u64 {
+        u64::from(index.get() / ENTRIES)
+    }
+
+    /// The page, loaded and checked.
+    pub(crate) fn page(&self, page: u64, file: &dyn Storage) -> Result<&BatPage, StorageError> {
+        self.pages.get_or_load(page, || {
+            let mut image = Box::new([0; PAGE_LEN]);
+            storage::read_zero_extended(file, &mut image[..], self.page_home(page).get())?;
+            let words = image_words(&image);
+            let first = page * u64::from(ENTRIES);
+            let suspect = words.iter().zip(first..).any(|(word, index)| {
+                let word = word.load(Ordering::Relaxed);
+                word != 0 && index < self.entries && self.fault(BatIndex::new(index as u32), word).is_some()
+            });
+            Ok(BatPage { words, suspect, dirty: DirtyFlag::new() })
+        })
+    }
+
+    /// What is wrong with an entry of this value, if anything.
+    pub(crate) fn fault(&self, index: BatIndex, word: u64) -> Option<Fault> {
+        let file_len = self.file_len.load(Ordering::Acquire);
+        let (home, len) = match self.geometry.bat_role(index)? {
+            BatRole::Payload(_) => match PayloadState::decode(word) {
+                Ok(PayloadState::FullyPresent(home)) => (home, self.geometry.block_size()),
+                Ok(PayloadState::PartiallyPresent(home)) if self.has_parent => (home, self.geometry.block_size()),
+                Ok(PayloadState::PartiallyPresent(_)) => return Some(Fault::State(7)),
+                Ok(PayloadState::NotPresent | PayloadState::Undefined | PayloadState::Zero | PayloadState::Unmapped) => return None,
+                Err(fault) => return Some(fault),
+            },
+            // Files without a parent must not have sector bitmaps but some do; nobody consults them.
+            BatRole::Bitmap(_) if !self.has_parent => return None,
+            BatRole::Bitmap(_) => match BitmapState::decode(word) {
+                Ok(BitmapState::Present(home)) => (home, MIB),
+                Ok(BitmapState::NotPresent) => return None,
+                Err(fault) => return Some(fault),
+            },
+        };
+        self.fences.check(home.start().get(), len, file_len).err()
+    }
+
+    /// The entry as it stands, checked.
+    #[inline]
+    pub(crate) fn load(&self, index: BatIndex, file: &dyn Storage) -> Result<u64, MapError> {
+        let page = self.page(Self::page_of(index), file)?;
+        // Acquire pairs with the Release of `store`: whoever sees an entry sees the payload and the bits behind it.
+        let word = page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire);
+        if page.suspect {
+            self.refuse_bad(index, word)?;
+        }
+        Ok(word)
+    }
+
+    #[cold]
+    fn refuse_bad(&self, index: BatIndex, word: u64) -> Result<(), FormatError> {
+        match self.fault(index, word) {
+            Some(fault) => Err(FormatError::new(Structure::BatEntry, self.entry_at(index), fault)),
+            None => Ok(()),
+        }
+    }
+
+    /// The state of a payload block.
+    #[inline]
+    pub(crate) fn payload(&self, block: BlockIndex, file: &dyn Storage) -> Result<PayloadState, MapError> {
+        let index = self.geometry.bat_index(block);
+        let word = self.load(index, file)?;
+        PayloadState::decode(word).map_err(|fault| self.entry_error(index, fault))
+    }
+
+    /// The state of a chunk's sector bitmap block.
+    #[inline]
+    pub(crate) fn bitmap(&self, chunk: ChunkIndex, file: &dyn Storage) -> Result<BitmapState, MapError> {
+        let index = self.geometry.bitmap_bat_index(chunk);
+        let word = self.load(index, file)?;
+        BitmapState::decode(word).map_err(|fault| self.entry_error(index, fault))
+    }
+
+    #[cold]
+    fn entry_error(&self, index: BatIndex, fault: Fault) -> MapError {
+        FormatError::new(Structure::BatEntry, self.entry_at(index), fault).into()
+    }
+
+    /// Publishes an entry. The caller holds the gate, the block's stripe, and has written what the entry points at; it marks
+    /// the page dirty afterwards. The page must have been loaded by a look-up before.
+    pub(crate) fn store(&self, index: BatIndex, word: u64) -> &BatPage {
+        let page = self.pages.get(Self::page_of(index)).expect("an entry is looked up before it is changed");
+        page.words[(index.get() % ENTRIES) as usize].store(word, Ordering::Release);
+        page
+    }
+
+    /// Calls `each` for every entry that is not zero, in order, without keeping what it reads: pages in memory are taken from
+    /// there, holes of the file are skipped, the rest is read. Returns `false` when more than `limit` bytes would have to be read.
+    pub(crate) fn walk<E: From<StorageError>>(
+        &self,
+        file: &dyn Storage,
+        limit: u64,
+        mut each: impl FnMut(BatIndex, u64) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        let pages = self.entries.div_ceil(u64::from(ENTRIES));
+        let (mut page, mut read) = (0, 0);
+        let mut buffer = vec![0; WALK_PAGES as usize * PAGE_LEN];
+        let mut each_word = |page: u64, place: usize, word: u64| {
+            let index = page * u64::from(ENTRIES) + place as u64;
+            if word != 0 && index < self.entries { each(BatIndex::new(index as u32), word) } else { Ok(()) }
+        };
+        while page < pages {
+            if let Some(loaded) = self.pages.get(page) {
+                for (place, word) in loaded.words.iter().enumerate() {
+                    each_word(page, place, word.load(Ordering::Acquire))?;
+                }
+                page += 1;
+                continue;
+            }
+            let next_loaded = self.pages.next_loaded(page).unwrap_or(pages);
+            let at = self.page_home(page).get();
+            let data = file.next_data(at).map_err(|e| StorageError::new(Operation::Seek, at, e))?;
+            let first = data.map_or(pages, |(start, _)| (start.saturating_sub(self.at)) / PAGE).max(page);
+            if first >= next_loaded {
+                page = next_loaded;
+                continue;
+            }
+            let data_end = data.map_or(pages, |(_, end)| end.saturating_sub(self.at).div_ceil(PAGE));
+            let end = data_end.min(next_loaded).min(first + WALK_PAGES).min(pages).max(first + 1);
+            let part = &mut buffer[..(end - first) as usize * PAGE_LEN];
+            read += part.len() as u64;
+            if read > limit {
+                return Ok(false);
+            }
+            storage::read_zero_extended(file, part, self.page_home(first).get())?;
+            for (number, image) in (first..).zip(part.chunks_exact(PAGE_LEN)) {
+                for (place, bytes) in image.chunks_exact(8).enumerate() {
+                    each_word(number, place, u64::from_le_bytes(bytes.try_into().expect("eight bytes")))?;
+                }
+            }
+            page = end;
+        }
+        Ok(true)
+    }
+
+    /// A page that was loaded before.
+    pub(crate) fn loaded_page(&self, page: u64) -> Option<&BatPage> {
+        self.pages.get(page)
+    }
+}

@@ -1,0 +1,319 @@
+//! Bytes of one simulated file, as a persistent tree: cloning it costs a few pointers.
+//!
+//! A crash image differs from its neighbours in a handful of pages. Files are therefore trees of shared pages that are copied
+//! when written to, so thousands of images of a file of many MiB share nearly all of their memory, and comparing two images
+//! skips whatever they share. Hashes are made the same way: the hash of a file is a sum over its pages, so an image's hash is
+//! its base's hash corrected for the pages that differ.
+
+use crate::sync::Arc;
+use std::collections::BTreeMap;
+
+/// Bytes in a page, the unit of sharing.
+pub(super) const PAGE: usize = 4096;
+/// Pages in a chunk, the second level of the tree.
+const FAN: u64 = 64;
+
+pub(super) type Page = [u8; PAGE];
+
+#[derive(Clone, Debug)]
+struct Chunk([Option<Arc<Page>>; FAN as usize]);
+
+impl Chunk {
+    fn empty() -> Self {
+        Self([const { None }; FAN as usize])
+    }
+}
+
+/// A sparse file whose clones share memory.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SparseFile {
+    len: u64,
+    chunks: BTreeMap<u64, Arc<Chunk>>,
+    /// Ranges that fail to read, as a torn piece on a medium may.
+    unreadable: Vec<(u64, u64)>,
+}
+
+impl SparseFile {
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether a read of this range hits an unreadable piece.
+    pub fn fails_in(&self, at: u64, len: u64) -> bool {
+        self.unreadable.iter().any(|&(start, end)| start < at.saturating_add(len) && at < end)
+    }
+
+    pub fn spoil(&mut self, at: u64, len: u64) {
+        self.unreadable.push((at, at + len));
+    }
+
+    pub fn read(&self, buf: &mut [u8], at: u64) -> usize {
+        let n = self.len.saturating_sub(at).min(buf.len() as u64) as usize;
+        let mut done = 0;
+        while done < n {
+            let pos = at + done as u64;
+            let within = (pos % PAGE as u64) as usize;
+            let part = (PAGE - within).min(n - done);
+            match self.page(pos / PAGE as u64) {
+                Some(page) => buf[done..done + part].copy_from_slice(&page[within..within + part]),
+                None => buf[done..done + part].fill(0),
+            }
+            done += part;
+        }
+        n
+    }
+
+    pub fn write(&mut self, buf: &[u8], at: u64) {
+        let mut done = 0;
+        while done < buf.len() {
+            let pos = at + done as u64;
+            let within = (pos % PAGE as u64) as usize;
+            let part = (PAGE - within).min(buf.len() - done);
+            let page = self.page_mut(pos / PAGE as u64);
+            page[within..within + part].copy_from_slice(&buf[done..done + part]);
+            done += part;
+        }
+        let end = at + buf.len() as u64;
+        self.len = self.len.max(end);
+        self.heal(at, end);
+    }
+
+    /// Zeros in a range; what lies past the end stays nothing.
+    pub fn zero(&mut self, at: u64, len: u64) {
+        let end = at.saturating_add(len);
+        self.heal(at, end);
+        let (first, last) = (at / PAGE as u64, end.div_ceil(PAGE as u64));
+        let touched: Vec<u64> = self.present(first, last).collect();
+        for index in touched {
+            let (start, stop) = (index * PAGE as u64, (index + 1) * PAGE as u64);
+            if at <= start && end >= stop {
+                self.set_page(index, None);
+            } else {
+                let (from, to) = ((at.max(start) - start) as usize, (end.min(stop) - start) as usize);
+                self.page_mut(index)[from..to].fill(0);
+            }
+        }
+    }
+
+    pub fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.zero(len, self.len - len);
+        }
+        self.len = len;
+    }
+
+    /// Fills a range with a repeated page, sharing it wherever whole pages are covered. The length stays.
+    pub fn fill(&mut self, at: u64, end: u64, with: &Arc<Page>) {
+        let mut pos = at;
+        while pos < end {
+            let (index, within) = (pos / PAGE as u64, (pos % PAGE as u64) as usize);
+            let part = ((PAGE - within) as u64).min(end - pos);
+            if part == PAGE as u64 {
+                self.set_page(index, Some(Arc::clone(with)));
+            } else {
+                let to = within + part as usize;
+                self.page_mut(index)[within..to].copy_from_slice(&with[within..to]);
+            }
+            pos += part;
+        }
+    }
+
+    pub fn allocated(&self) -> u64 {
+        self.present(0, u64::MAX).count() as u64 * PAGE as u64
+    }
+
+    pub fn next_data(&self, at: u64) -> Option<(u64, u64)> {
+        let mut pages = self.present(at / PAGE as u64, u64::MAX);
+        let first = pages.next()?;
+        let last = pages.zip(first + 1..).take_while(|(have, want)| have == want).last().map_or(first, |(index, _)| index);
+        let (start, end) = (at.max(first * PAGE as u64), ((last + 1) * PAGE as u64).min(self.len));
+        (start < end).then_some((start, end))
+    }
+
+    /// Whether any byte between two places differs from the other file's; past an end there are zeros. Shared pages cost nothing.
+    pub fn differs(&self, other: &Self, from: u64, to: u64) -> bool {
+        let zeros = [0; PAGE];
+        let mut indices: Vec<u64> = self.present(from / PAGE as u64, to.div_ceil(PAGE as u64)).collect();
+        indices.extend(other.present(from / PAGE as u64, to.div_ceil(PAGE as u64)));
+        indices.iter().any(|&index| {
+            let (mine, theirs) = (self.page(index), other.page(index));
+            if let (Some(mine), Some(theirs)) = (mine, theirs)
+                && Arc::ptr_eq(mine, theirs)
+            {
+                return false;
+            }
+            let start = index * PAGE as u64;
+            let range = from.saturating_sub(start) as usize..(to - start).min(PAGE as u64) as usize;
+            mine.map_or(&zeros, |page| page)[range.clone()] != theirs.map_or(&zeros, |page| page)[range]
+        })
+    }
+
+    fn heal(&mut self, at: u64, end: u64) {
+        if !self.unreadable.is_empty() {
+            self.unreadable.retain(|&(start, stop)| !(at <= start && stop <= end));
+        }
+    }
+
+    fn page(&self, index: u64) -> Option<&Arc<Page>> {
+        self.chunks.get(&(index / FAN))?.0[(index % FAN) as usize].as_ref()
+    }
+
+    fn page_mut(&mut self, index: u64) -> &mut Page {
+        let chunk = self.chunks.entry(index / FAN).or_insert_with(|| Arc::new(Chunk::empty()));
+        let slot = &mut Arc::make_mut(chunk).0[(index % FAN) as usize];
+        Arc::make_mut(slot.get_or_insert_with(|| Arc::new([0; PAGE])))
+    }
+
+    fn set_page(&mut self, index: u64, page: Option<Arc<Page>>) {
+        match page {
+            Some(_) => {
+                let chunk = self.chunks.entry(index / FAN).or_insert_with(|| Arc::new(Chunk::empty()));
+                Arc::make_mut(chunk).0[(index % FAN) as usize] = page;
+            }
+            None => {
+                if let Some(chunk) = self.chunks.get_mut(&(index / FAN)) {
+                    Arc::make_mut(chunk).0[(index % FAN) as usize] = None;
+                }
+            }
+        }
+    }
+
+    /// Indices of the pages that have memory, from `first` up to but not including `last`.
+    fn present(&self, first: u64, last: u64) -> impl Iterator<Item = u64> + '_ {
+        let chunks = if first < last { first / FAN..last.div_ceil(FAN) } else { 0..0 };
+        self.chunks
+            .range(chunks)
+            .flat_map(move |(&number, chunk)| {
+                chunk.0.iter().enumerate().filter(|(_, page)| page.is_some()).map(move |(i, _)| number * FAN + i as u64)
+            })
+            .filter(move |&index| first <= index && index < last)
+    }
+
+    /// The hash of the whole content, length and unreadable places included.
+    pub fn hash(&self) -> u128 {
+        let pages = self.present(0, u64::MAX).map(|index| page_hash(index, self.page(index)));
+        pages.fold(self.shape_hash(), u128::wrapping_add)
+    }
+
+    /// The hash of this file, given that `base` hashes to `base_hash`. Costs what differs between the two.
+    pub fn hash_from(&self, base: &Self, base_hash: u128) -> u128 {
+        let mut hash = base_hash.wrapping_sub(base.shape_hash()).wrapping_add(self.shape_hash());
+        let numbers = self.chunks.keys().chain(base.chunks.keys().filter(|number| !self.chunks.contains_key(number)));
+        for &number in numbers {
+            let (new, old) = (self.chunks.get(&number), base.chunks.get(&number));
+            if let (Some(new), Some(old)) = (new, old)
+                && Arc::ptr_eq(new, old)
+            {
+                continue;
+            }
+            for i in 0..FAN as usize {
+                let (new, old) = (new.and_then(|chunk| chunk.0[i].as_ref()), old.and_then(|chunk| chunk.0[i].as_ref()));
+                let same = match (new, old) {
+                    (Some(new), Some(old)) => Arc::ptr_eq(new, old),
+                    (None, None) => true,
+                    _ => false,
+                };
+                if !same {
+                    let index = number * FAN + i as u64;
+                    hash = hash.wrapping_sub(page_hash(index, old)).wrapping_add(page_hash(index, new));
+                }
+            }
+        }
+        hash
+    }
+
+    fn shape_hash(&self) -> u128 {
+        self.unreadable.iter().fold(spread(self.len, 0x6C65_6E67), |hash, &(start, end)| hash.wrapping_add(spread(start, !end)))
+    }
+}
+
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    (product as u64) ^ (product >> 64) as u64
+}
+
+/// Two words to 128 well-mixed bits.
+pub(super) fn spread(a: u64, b: u64) -> u128 {
+    let low = fold(a ^ 0xA076_1D64_78BD_642F, b ^ 0xE703_7ED1_A0B4_28DB);
+    let high = fold(low ^ 0x8EBC_6AF0_9C88_C6E3, a.rotate_left(32) ^ b ^ 0x5899_65CC_7537_4CC3);
+    (u128::from(fold(high ^ b, low ^ 0x1D8E_4E27_C47D_124F)) << 64) | u128::from(high)
+}
+
+/// The hash of a page in its place; nothing and zeros hash to nothing.
+fn page_hash(index: u64, page: Option<&Arc<Page>>) -> u128 {
+    let Some(page) = page else { return 0 };
+    let mut lanes = [1_u64, 2, 3, 4];
+    let mut any = 0;
+    for (group, _) in page.as_chunks::<64>().0.iter().zip(0..) {
+        for (lane, pair) in lanes.iter_mut().zip(group.as_chunks::<16>().0) {
+            let both = u128::from_le_bytes(*pair);
+            let (a, b) = (both as u64, (both >> 64) as u64);
+            any |= a | b;
+            *lane = fold(a ^ *lane ^ 0x9E37_79B9_7F4A_7C15, b ^ lane.rotate_left(23) ^ 0xC2B2_AE3D_27D4_EB4F);
+        }
+    }
+    if any == 0 {
+        return 0;
+    }
+    let [a, b, c, d] = lanes;
+    spread(fold(a ^ index, b ^ 0x1656_67B1_9E37_79F9) ^ d, fold(c ^ index.rotate_left(17), d ^ 0x2545_F491_4F6C_DD1D) ^ a)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_share_until_written_and_the_hash_follows_the_content() {
+        let mut base = SparseFile::default();
+        base.write(&[7; 300_000], 10);
+        let base_hash = base.hash();
+        let mut other = base.clone();
+        other.write(&[9; 5000], 100_000);
+        other.zero(4096, 8192);
+        other.set_len(250_001);
+        assert_eq!(other.hash_from(&base, base_hash), other.hash());
+        assert_ne!(other.hash(), base_hash);
+        let mut byte = [0];
+        base.read(&mut byte, 5000);
+        assert_eq!(byte, [7], "the base is not changed through its clone");
+        other.set_len(300_010);
+        other.write(&[7; 300_000], 10);
+        assert_eq!(other.hash_from(&base, base_hash), base_hash, "the same content hashes the same whatever its history");
+        assert_eq!(other.hash(), base_hash);
+    }
+
+    #[test]
+    fn zero_pages_and_holes_hash_alike() {
+        let mut holes = SparseFile::default();
+        holes.set_len(100_000);
+        let mut zeros = holes.clone();
+        zeros.write(&[0; 100_000], 0);
+        assert_eq!(holes.hash(), zeros.hash());
+    }
+
+    #[test]
+    fn differences_are_seen_inside_the_range_only() {
+        let mut one = SparseFile::default();
+        one.write(&[1; 10_000], 0);
+        let mut two = one.clone();
+        assert!(!one.differs(&two, 0, u64::MAX));
+        two.write(&[2], 5000);
+        assert!(one.differs(&two, 0, 10_000) && one.differs(&two, 5000, 5001));
+        assert!(!one.differs(&two, 0, 5000) && !one.differs(&two, 5001, 10_000));
+        two.write(&[1], 5000);
+        two.set_len(20_000);
+        assert!(!one.differs(&two, 0, u64::MAX), "zeros past an end are no difference");
+    }
+
+    #[test]
+    fn a_fill_leaves_bytes_around_it_alone() {
+        let mut file = SparseFile::default();
+        file.write(&[1; 20_000], 0);
+        file.fill(5000, 15_000, &Arc::new([8; PAGE]));
+        let mut all = [0; 20_000];
+        file.read(&mut all, 0);
+        assert!(all[..5000].iter().chain(&all[15_000..]).all(|&b| b == 1));
+        assert!(all[5000..15_000].iter().all(|&b| b == 8));
+    }
+}
