@@ -26,7 +26,7 @@ pub struct DemoArgs {
     /// How many clones to make.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     clones: u32,
-    /// Where to leave image and clones. Must be new, empty, or an earlier demo's (which it replaces).
+    /// Where to leave image and clones. Must be new, empty, or an earlier demo's, whose image and clones are replaced.
     #[arg(long, default_value = "diffdisk-demo")]
     dir: PathBuf,
 }
@@ -180,7 +180,7 @@ fn number(connection: &Connection, sql: &str) -> rusqlite::Result<i64> {
     connection.query_row(sql, (), |row| row.get(0))
 }
 
-/// What somebody would ask first: who of the busiest ten has the best answers?
+/// What somebody would ask first: the best answers of ten busy people.
 fn best_answers(connection: &Connection) -> rusqlite::Result<()> {
     let sql = "SELECT u.display_name, p.score FROM users u JOIN posts p ON p.owner_id = u.id
                WHERE u.id BETWEEN 40 AND 49 AND p.kind = 2 ORDER BY p.score DESC LIMIT 5";

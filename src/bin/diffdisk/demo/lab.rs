@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Says that a directory was made here and may be made again.
+/// Says that the image and the clones in a directory were made here and may be made again.
 const MARK: &str = "made-by-diffdisk-demo";
 
 pub struct Lab {
@@ -19,10 +19,17 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Makes the directory, in place of an earlier demo's.
+    /// Makes the directory. Of an earlier demo it removes what that demo made, and leaves what its user added.
     pub fn new(dir: &Path) -> Result<Self, DemoError> {
+        let lab = Self { dir: dir.to_owned() };
         if dir.join(MARK).is_file() {
-            fs::remove_dir_all(dir).map_err(DemoError::file(dir))?;
+            for entry in fs::read_dir(dir).map_err(DemoError::file(dir))? {
+                let path = entry.map_err(DemoError::file(dir))?.path();
+                if lab.is_ours(&path) {
+                    fs::remove_file(&path).map_err(DemoError::file(&path))?;
+                }
+            }
+            return Ok(lab);
         }
         match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
             Ok(true) => return Err(DemoError::NotEmpty { dir: dir.to_owned() }),
@@ -31,8 +38,19 @@ impl Lab {
             Err(e) => return Err(DemoError::file(dir)(e)),
         }
         fs::create_dir_all(dir).map_err(DemoError::file(dir))?;
-        fs::write(dir.join(MARK), "diffdisk demo replaces this directory when it runs again.\n").map_err(DemoError::file(dir))?;
-        Ok(Self { dir: dir.to_owned() })
+        fs::write(dir.join(MARK), "diffdisk demo replaces stack.vhdx and dev-*.vhdx here when it runs again.\n")
+            .map_err(DemoError::file(dir))?;
+        Ok(lab)
+    }
+
+    fn is_ours(&self, path: &Path) -> bool {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let clone = name.strip_prefix("dev-").and_then(|rest| rest.split_once(".vhdx"));
+        path == self.image() || path == self.copy() || clone.is_some_and(|(number, _)| number.bytes().all(|b| b.is_ascii_digit()))
+    }
+
+    fn copy(&self) -> PathBuf {
+        self.dir.join("copy.vhdx")
     }
 
     pub fn image(&self) -> PathBuf {
@@ -106,7 +124,7 @@ impl Lab {
 
     /// What a clone replaces: copies the image, byte by byte and durably, and removes the copy.
     pub fn copy_image(&self) -> Result<(), DemoError> {
-        let path = self.dir.join("copy.vhdx");
+        let path = self.copy();
         let copy = || {
             let mut copy = File::create(&path)?;
             read_all(&self.image(), |bytes| copy.write_all(bytes))?;
