@@ -3,6 +3,7 @@
 mod demo;
 
 use clap::Parser;
+use diffdisk::ErrorKind;
 use std::process::ExitCode;
 
 #[derive(Debug, Parser)]
@@ -21,7 +22,21 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("diffdisk: {error}");
-            ExitCode::FAILURE
+            exit_code(error.kind())
         }
     }
+}
+
+fn exit_code(kind: ErrorKind) -> ExitCode {
+    ExitCode::from(match kind {
+        ErrorKind::AlreadyExists | ErrorKind::InvalidInput => 2,
+        ErrorKind::NotFound => 3,
+        ErrorKind::Denied => 4,
+        ErrorKind::InUse => 5,
+        ErrorKind::Damaged => 6,
+        ErrorKind::Unavailable => 7,
+        ErrorKind::NoSpace => 8,
+        ErrorKind::Cancelled => 9,
+        _ => 1,
+    })
 }
