@@ -9,6 +9,8 @@ mod guid;
 mod kind;
 mod log;
 mod mapping;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 pub mod storage;
 mod sync;
 pub mod units;
