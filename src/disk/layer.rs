@@ -10,7 +10,7 @@ use crate::format::{
 };
 use crate::geometry::{BatRole, Geometry};
 use crate::kind::Structure;
-use crate::log::headers::HeaderPair;
+use crate::log::headers::{HeaderPair, Spare};
 use crate::log::replay::Unreplayed;
 use crate::mapping::bat::{BatTable, Fences, MapError};
 use crate::mapping::bitmap::BitmapTable;
@@ -59,6 +59,7 @@ pub(crate) struct Layer {
     /// The current header as found, or as replay left it.
     pub(crate) header: Header,
     pub(crate) slot: HeaderSlot,
+    pub(crate) spare: Spare,
     pub(crate) log_was_dirty: bool,
     pub(crate) metadata: Metadata,
     pub(crate) geometry: Geometry,
@@ -85,13 +86,14 @@ impl Layer {
         let file_len = storage::len(&*file)?;
         let (creator, current) = read_header_section(&*file, file_len)?;
         current.header.check_fields(current.slot, file_len)?;
-        let mut headers = HeaderPair::new(current.header, current.slot);
+        let spare = if current.other.is_ok() { Spare::Good } else { Spare::Bad };
+        let mut headers = HeaderPair::new(current.header, current.slot, spare);
         let log_was_dirty = !headers.current().log.get().is_zero();
         let file = match (log_was_dirty, access) {
             (false, _) => file,
-            (true, Access::ReadOnly) => Unreplayed::find(&file, file_len, &headers)?.to_memory(),
+            (true, Access::ReadOnly) => Unreplayed::find(&file, file_len, &headers)?.into_memory(),
             (true, Access::Writable) => {
-                Unreplayed::find(&file, file_len, &headers)?.to_disk(&mut headers)?;
+                Unreplayed::find(&file, file_len, &headers)?.onto_disk(&mut headers)?;
                 file
             }
         };
@@ -111,6 +113,7 @@ impl Layer {
             bat: BatTable::new(bat_region.offset, geometry, metadata.has_parent, fences, file_len),
             bitmaps: BitmapTable::new(if metadata.has_parent { geometry.chunks() } else { 0 }),
             slot: headers.slot(),
+            spare: headers.spare(),
             file,
             original,
             path,
