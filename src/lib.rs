@@ -2,21 +2,32 @@
 
 mod chain;
 mod disk;
+pub mod export;
 pub mod format;
 pub mod geometry;
 mod guid;
+#[cfg(feature = "store")]
+mod image;
 mod kind;
 mod log;
 mod mapping;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 pub mod storage;
 mod sync;
 pub mod units;
 
 pub use chain::{
-    ChainError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, HostExtent, LayerInfo, MAX_CHAIN_DEPTH, OpenOptions,
-    ParentInfo, ParentPolicy, Sizes, WriteToken,
+    ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, HostExtent, LayerInfo, LinkProof,
+    MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, WriteToken,
 };
 pub use disk::check::{CheckReport, Finding};
-pub use disk::error::{CreateError, DiskError, OpenError};
+pub use disk::error::DiskError;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
+#[cfg(feature = "store")]
+pub use image::{
+    Cancel, Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, IfExists, Image, ImageOptions, ImageRef, Manifest,
+    NoProgress, Origin, Phase, Problem, Progress, Pruned, Repaired, ResetOptions, Savepoint, Source, SourceInfo, Step, StepCost, Store,
+    StoreError, Sweep, Swept, Timestamp, Verified,
+};
 pub use kind::{ErrorKind, Structure};

@@ -9,11 +9,13 @@ pub(crate) mod gate;
 mod info;
 mod open;
 mod options;
+mod relink;
 
 pub use ancestor::MAX_CHAIN_DEPTH;
 pub use disk::Disk;
-pub use error::ChainError;
+pub use error::{ChainError, CreateError, OpenError};
 pub use extents::{Extent, ExtentKind, Extents, HostExtent, WriteToken};
 pub use gate::ParentPolicy;
 pub use info::{DiskInfo, DiskKind, LayerInfo, ParentInfo, Sizes};
 pub use options::{CreateOptions, OpenOptions};
+pub use relink::{LinkProof, RelinkError};

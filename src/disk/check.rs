@@ -73,8 +73,8 @@ impl<'a> Examiner<'a> {
 
     /// Everything.
     pub(crate) fn examine(mut self) -> Result<(), DiskError> {
-        self.headers()?;
-        self.region_tables()?;
+        self.headers();
+        self.region_tables();
         self.table()?;
         self.space()
     }
@@ -84,25 +84,30 @@ impl<'a> Examiner<'a> {
         self.table()
     }
 
-    fn headers(&mut self) -> Result<(), DiskError> {
+    fn headers(&mut self) {
         for slot in [HeaderSlot::One, HeaderSlot::Two] {
             let mut bytes = [0; 4096];
-            storage::read_exact(&*self.layer.original, &mut bytes, slot.offset().get())?;
-            if let Err(e) = Header::parse(slot, &bytes) {
-                self.warning(Structure::Header, slot.offset(), format!("the spare header is damaged: {}", e.fault));
+            // One good header is enough, so one that cannot be read is no worse than one that is torn.
+            let fault = match storage::read_exact(&*self.layer.original, &mut bytes, slot.offset().get()) {
+                Ok(()) => Header::parse(slot, &bytes).err().map(|e| e.fault.to_string()),
+                Err(e) => Some(e.to_string()),
+            };
+            if let Some(fault) = fault {
+                self.warning(Structure::Header, slot.offset(), format!("the spare header is damaged: {fault}"));
             }
         }
-        Ok(())
     }
 
-    fn region_tables(&mut self) -> Result<(), DiskError> {
+    fn region_tables(&mut self) {
         let mut good = Vec::new();
         for at in REGION_TABLES {
             let mut bytes = vec![0; TABLE_LEN];
-            storage::read_exact(&*self.layer.file, &mut bytes, at.get())?;
-            match RegionTable::parse(at, &bytes) {
+            let table = storage::read_exact(&*self.layer.file, &mut bytes, at.get())
+                .map_err(|e| e.to_string())
+                .and_then(|()| RegionTable::parse(at, &bytes).map_err(|e| e.fault.to_string()));
+            match table {
                 Ok(table) => good.push(table),
-                Err(e) => self.warning(Structure::RegionTable, at, format!("this copy of the region table is damaged: {}", e.fault)),
+                Err(fault) => self.warning(Structure::RegionTable, at, format!("this copy of the region table is damaged: {fault}")),
             }
         }
         if let [one, two] = &good[..]
@@ -110,7 +115,6 @@ impl<'a> Examiner<'a> {
         {
             self.warning(Structure::RegionTable, REGION_TABLES[1], "the two region tables differ; the first one counts".to_owned());
         }
-        Ok(())
     }
 
     /// Every entry of the BAT, and every stretch of the file against every other.

@@ -22,7 +22,7 @@ pub(crate) enum Clear {
 }
 
 /// Bytes of zeros written at a time into sectors that a child does not hold yet.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// From this length on, zeroing present sectors punches a hole.
 const PUNCH_FROM: u64 = 64 << 10;
 

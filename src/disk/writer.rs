@@ -80,7 +80,7 @@ impl std::fmt::Debug for Writer {
 impl Writer {
     /// The writer of a layer that was opened writable.
     pub(crate) fn new(layer: Arc<Layer>) -> Self {
-        let headers = HeaderPair::new(layer.header.clone(), layer.slot);
+        let headers = HeaderPair::new(layer.header.clone(), layer.slot, layer.spare);
         let log = LogWriter::new(layer.header.log_offset, u64::from(layer.header.log_length), first_sequence());
         let durable_len = layer.file_len / MIB * MIB;
         Self {

@@ -303,10 +303,10 @@ fn place(path: &Path) -> Result<PathBuf, StoreError> {
     files::real_path(path)
 }
 
-fn exists_or(path: &Path) -> impl FnOnce(crate::disk::error::CreateError) -> StoreError {
+fn exists_or(path: &Path) -> impl FnOnce(crate::chain::CreateError) -> StoreError {
     let path = path.to_path_buf();
     move |e| match e {
-        crate::disk::error::CreateError::Storage(ref s) if s.kind() == ErrorKind::AlreadyExists => StoreError::CloneExists { path },
+        crate::chain::CreateError::Storage(ref s) if s.kind() == ErrorKind::AlreadyExists => StoreError::CloneExists { path },
         e => StoreError::create(path)(e),
     }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong with images and clones, each in one sentence: what, where, and what to do next.
 
-use crate::disk::error::{CreateError, DiskError, OpenError};
+use crate::chain::{CreateError, OpenError, RelinkError};
+use crate::disk::error::DiskError;
 use crate::kind::ErrorKind;
 use crate::storage::{StorageError, io_kind};
 use std::io;
@@ -229,6 +230,14 @@ pub enum StoreError {
         /// Why.
         source: CreateError,
     },
+    /// A clone cannot be told where its parent is.
+    #[error("cannot relink {}: {source}", path.display())]
+    Relink {
+        /// The clone or savepoint.
+        path: PathBuf,
+        /// Why.
+        source: RelinkError,
+    },
     /// Reading or writing a VHDX failed.
     #[error("{}: {source}", path.display())]
     Disk {
@@ -259,6 +268,7 @@ impl StoreError {
             Self::Io { source, .. } => io_kind(source),
             Self::Open { source, .. } => source.kind(),
             Self::Create { source, .. } => source.kind(),
+            Self::Relink { source, .. } => source.kind(),
             Self::Disk { source, .. } => source.kind(),
         }
     }

@@ -85,7 +85,7 @@ pub struct CloneSummary {
 
 /// How a file looks from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+pub(super) struct Stamp {
     object: u64,
     len: u64,
     allocated: u64,

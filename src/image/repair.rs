@@ -117,7 +117,7 @@ fn relink(file: &Path, parent: &Path) -> Result<(), StoreError> {
     }
     result.map_err(|source| match source.kind() {
         crate::kind::ErrorKind::InUse => StoreError::in_use(file),
-        _ => StoreError::Create { path: file.to_path_buf(), source },
+        _ => StoreError::Relink { path: file.to_path_buf(), source },
     })
 }
 

@@ -6,6 +6,11 @@
 //! other slot is the current one on disk, and the next sync of anything hardens it. What must never happen is a change while a
 //! mirror may still be in flight: a crash could tear both slots. `change` refuses that, as a bug of ours.
 //!
+//! A spare slot that is bad when the file is opened was torn by a crash, and the tear may be narrow: one sector of it wrong, the
+//! rest a perfectly good header that names an old log. Writing the next header over it could tear in the opposite way and put
+//! the old one together again, with a sequence number that wins. So the first change wipes the sector that holds the fields of
+//! a bad spare, and syncs, before it writes the slot.
+//!
 //! | crash | slot A (being written) | slot B | opens as |
 //! |---|---|---|---|
 //! | before the write | old | current n | n |
@@ -15,6 +20,9 @@
 
 use crate::format::{FormatError, Header, HeaderSlot};
 use crate::storage::{self, Storage, StorageError, SyncSite};
+
+/// The smallest piece that media keep whole; the fields of a header lie in the first one.
+const SECTOR: usize = 512;
 
 /// Rewriting a header failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -30,13 +38,28 @@ pub(crate) enum HeaderError {
 pub(crate) struct HeaderPair {
     header: Header,
     slot: HeaderSlot,
+    spare: Spare,
     mirror_in_flight: bool,
+}
+
+/// The slot that is not current, as found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spare {
+    /// A whole header.
+    Good,
+    /// Something else, which may hold most of one.
+    Bad,
 }
 
 impl HeaderPair {
     /// The pair as found in the file: `slot` is current.
-    pub(crate) fn new(header: Header, slot: HeaderSlot) -> Self {
-        Self { header, slot, mirror_in_flight: false }
+    pub(crate) fn new(header: Header, slot: HeaderSlot, spare: Spare) -> Self {
+        Self { header, slot, spare, mirror_in_flight: false }
+    }
+
+    /// What is known of the slot that is not current.
+    pub(crate) fn spare(&self) -> Spare {
+        self.spare
     }
 
     /// What the current header says.
@@ -64,6 +87,11 @@ impl HeaderPair {
         assert!(!self.mirror_in_flight, "a header change may not race with an unsettled mirror");
         let mut next = self.header.clone();
         edit(&mut next);
+        if self.spare == Spare::Bad {
+            storage::write_all(file, &[0; SECTOR], self.slot.other().offset().get())?;
+            storage::sync(file, SyncSite::HeaderWipe)?;
+            self.spare = Spare::Good;
+        }
         self.write_other(file, next)?;
         storage::sync(file, site)?;
         Ok(())

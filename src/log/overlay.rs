@@ -12,28 +12,22 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-/// See the module. Read-only.
-pub(crate) struct Overlay {
-    below: Arc<dyn Storage>,
-    pages: BTreeMap<u64, Box<[u8; PAGE_LEN]>>,
-    zeros: Vec<(u64, u64)>,
-    len: u64,
-    below_len: u64,
+/// What a replay leaves: the last image of every page, over the ranges it zeroed.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) pages: BTreeMap<u64, Box<[u8; PAGE_LEN]>>,
+    /// Start and end. A page that was written before a range was zeroed is gone; one that was written later lies above it.
+    pub(crate) zeros: Vec<(u64, u64)>,
+    /// The length that the file needs at least.
+    pub(crate) len: u64,
 }
 
-impl fmt::Debug for Overlay {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Overlay({} pages over {:?})", self.pages.len(), self.below)
-    }
-}
-
-impl Overlay {
-    /// Replays `sequence` over `below`, which is `below_len` bytes long.
-    pub(crate) fn new(below: Arc<dyn Storage>, below_len: u64, log: &[u8], sequence: &ActiveSequence) -> Self {
-        let mut overlay =
-            Self { below, pages: BTreeMap::new(), zeros: Vec::new(), len: below_len.max(sequence.head().last_file_offset), below_len };
-        sequence.for_each(log, |step| overlay.take(step));
-        overlay
+impl Outcome {
+    /// Takes every step of a sequence, in order.
+    pub(crate) fn of(log: &[u8], sequence: &ActiveSequence) -> Self {
+        let mut outcome = Self { len: sequence.head().last_file_offset, ..Self::default() };
+        sequence.for_each(log, |step| outcome.take(step));
+        outcome
     }
 
     fn take(&mut self, step: Replay) {
@@ -45,7 +39,6 @@ impl Overlay {
             Replay::Zero { home, length } => {
                 let end = home.get().saturating_add(length);
                 self.len = self.len.max(end);
-                // Pages that came earlier are zeroed by this; pages that come later lie above it.
                 let gone: Vec<u64> = self.pages.range(home.get()..end).map(|(&at, _)| at).collect();
                 for at in gone {
                     self.pages.remove(&at);
@@ -54,35 +47,45 @@ impl Overlay {
             }
         }
     }
+}
 
-    /// Whether `page` is zeroed, and where the answer changes at the latest.
-    fn lay_over(&self, buf: &mut [u8], at: u64) {
-        let end = at + buf.len() as u64;
-        for &(from, to) in &self.zeros {
-            let (from, to) = (from.max(at), to.min(end));
-            if from < to {
-                buf[(from - at) as usize..(to - at) as usize].fill(0);
-            }
-        }
-        for (&home, image) in self.pages.range(at.saturating_sub(PAGE - 1)..end) {
-            let (from, to) = (home.max(at), (home + PAGE).min(end));
-            if from < to {
-                buf[(from - at) as usize..(to - at) as usize].copy_from_slice(&image[(from - home) as usize..(to - home) as usize]);
-            }
-        }
+/// See the module. Read-only.
+pub(crate) struct Overlay {
+    below: Arc<dyn Storage>,
+    below_len: u64,
+    over: Outcome,
+}
+
+impl fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Overlay({} pages over {:?})", self.over.pages.len(), self.below)
     }
 }
 
-fn read_only() -> io::Error {
-    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "a replayed view is read-only")
-}
+impl Overlay {
+    /// Lays what a replay would leave over `below`, which is `below_len` bytes long.
+    pub(crate) fn new(below: Arc<dyn Storage>, below_len: u64, mut over: Outcome) -> Self {
+        over.len = over.len.max(below_len);
+        Self { below, below_len, over }
+    }
 
-impl Storage for Overlay {
-    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
-        let n = self.len.saturating_sub(at).min(buf.len() as u64) as usize;
-        let buf = &mut buf[..n];
+    /// What answers for the byte at `at`, and up to where it does.
+    fn source(&self, at: u64) -> (Source<'_>, u64) {
+        if let Some((&home, image)) = self.over.pages.range(at.saturating_sub(PAGE - 1)..=at).next_back() {
+            return (Source::Page(&image[(at - home) as usize..]), home + PAGE);
+        }
+        let next_page = self.over.pages.range(at..).next().map_or(u64::MAX, |(&home, _)| home);
+        if let Some(&(_, to)) = self.over.zeros.iter().find(|(from, to)| (*from..*to).contains(&at)) {
+            return (Source::Zeros, to.min(next_page));
+        }
+        let next_zeros = self.over.zeros.iter().map(|&(from, _)| from).filter(|&from| from > at).min().unwrap_or(u64::MAX);
+        (Source::Below, next_page.min(next_zeros))
+    }
+
+    /// Reads from the file below; what lies past its end is zeros.
+    fn read_below(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
         let mut done = 0;
-        while done < n && at + (done as u64) < self.below_len {
+        while done < buf.len() && at + (done as u64) < self.below_len {
             match self.below.read_at(&mut buf[done..], at + done as u64) {
                 Ok(0) => break,
                 Ok(part) => done += part,
@@ -91,7 +94,39 @@ impl Storage for Overlay {
             }
         }
         buf[done..].fill(0);
-        self.lay_over(buf, at);
+        Ok(())
+    }
+}
+
+/// Who answers for a byte of the view.
+enum Source<'a> {
+    /// The image of a page, from that byte on.
+    Page(&'a [u8]),
+    Zeros,
+    Below,
+}
+
+fn read_only() -> io::Error {
+    io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "a replayed view is read-only")
+}
+
+impl Storage for Overlay {
+    fn read_at(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        let n = self.over.len.saturating_sub(at).min(buf.len() as u64) as usize;
+        let mut done = 0;
+        // Piece by piece: what the log covers is never read below, where a torn write may have left it unreadable.
+        while done < n {
+            let here = at + done as u64;
+            let (source, until) = self.source(here);
+            let part = (until - here).min((n - done) as u64) as usize;
+            let piece = &mut buf[done..done + part];
+            match source {
+                Source::Page(bytes) => piece.copy_from_slice(&bytes[..part]),
+                Source::Zeros => piece.fill(0),
+                Source::Below => self.read_below(piece, here)?,
+            }
+            done += part;
+        }
         Ok(n)
     }
 
@@ -100,7 +135,7 @@ impl Storage for Overlay {
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.len)
+        Ok(self.over.len)
     }
 
     fn set_len(&self, _len: u64) -> io::Result<()> {
@@ -117,7 +152,7 @@ impl Storage for Overlay {
 
     fn next_data(&self, at: u64) -> io::Result<Option<(u64, u64)>> {
         let below = self.below.next_data(at)?;
-        let page = self.pages.range(at.saturating_sub(PAGE - 1)..).next().map(|(&home, _)| (home.max(at), home + PAGE));
+        let page = self.over.pages.range(at.saturating_sub(PAGE - 1)..).next().map(|(&home, _)| (home.max(at), home + PAGE));
         Ok(match (below, page) {
             (Some(a), Some(b)) if b.0 < a.0 => Some(b),
             (None, b) => b,
@@ -141,13 +176,11 @@ mod tests {
     use crate::units::FileOffset;
 
     fn overlay(below: &[u8], steps: Vec<Replay>) -> Overlay {
-        let file = Arc::new(MemoryStorage::from_bytes(below));
-        let mut overlay =
-            Overlay { below: file, pages: BTreeMap::new(), zeros: Vec::new(), len: below.len() as u64, below_len: below.len() as u64 };
+        let mut over = Outcome::default();
         for step in steps {
-            overlay.take(step);
+            over.take(step);
         }
-        overlay
+        Overlay::new(Arc::new(MemoryStorage::from_bytes(below)), below.len() as u64, over)
     }
 
     #[test]

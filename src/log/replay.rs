@@ -1,7 +1,7 @@
 //! Reading a log that somebody left behind (MS-VHDX 2.3.3).
 //!
-//! What opening a file yields first is [`Unreplayed`]: nothing in it may be believed but the headers. Only [`Unreplayed::to_disk`]
-//! (writable) and [`Unreplayed::to_memory`] (read-only, parents) turn it into something that can be read.
+//! What opening a file yields first is [`Unreplayed`]: nothing in it may be believed but the headers. Only [`Unreplayed::onto_disk`]
+//! (writable) and [`Unreplayed::into_memory`] (read-only, parents) turn it into something that can be read.
 //!
 //! Replay to disk, in this order:
 //!   1. header with a new file write GUID, both slots   crash: as before, the log is still named
@@ -11,8 +11,9 @@
 //!   5. the other slot likewise, synced                 crash: as 4
 
 use super::headers::{HeaderError, HeaderPair};
-use super::overlay::Overlay;
-use crate::format::{self, ActiveSequence, Replay};
+use super::overlay::{Outcome, Overlay};
+use super::writer::write_pages;
+use crate::format::{self, ActiveSequence};
 use crate::guid::{FileWriteGuid, LogGuid};
 use crate::storage::{self, Storage, StorageError, SyncSite};
 use crate::units::FileOffset;
@@ -39,29 +40,26 @@ impl Unreplayed {
     }
 
     /// The file as it would be after a replay, without changing it.
-    pub(crate) fn to_memory(self) -> Arc<dyn Storage> {
-        Arc::new(Overlay::new(self.file, self.file_len, &self.log, &self.sequence))
+    pub(crate) fn into_memory(self) -> Arc<dyn Storage> {
+        Arc::new(Overlay::new(self.file, self.file_len, Outcome::of(&self.log, &self.sequence)))
     }
 
     /// Replays, see the module. Afterwards the log is empty and the file has a new file write GUID; the data write GUID stays,
     /// because nothing a user can read has changed.
-    pub(crate) fn to_disk(self, headers: &mut HeaderPair) -> Result<(), HeaderError> {
+    pub(crate) fn onto_disk(self, headers: &mut HeaderPair) -> Result<(), HeaderError> {
         let file = &*self.file;
         headers.change(file, SyncSite::ReplayIdentity, |header| header.file_write = FileWriteGuid::random())?;
         headers.mirror(file)?;
-        let mut result: Result<(), StorageError> = Ok(());
-        self.sequence.for_each(&self.log, |step| {
-            if result.is_ok() {
-                result = match step {
-                    Replay::Page { home, image } => storage::write_all(file, &image[..], home.get()),
-                    Replay::Zero { home, length } => zero(file, home.get(), length),
-                };
-            }
-        });
-        result?;
+        // Only what the replay leaves in the end is written, not what it passes through: any part of it may land or not
+        // before step 3, and replaying again gives the same.
+        let outcome = Outcome::of(&self.log, &self.sequence);
+        for &(start, end) in &outcome.zeros {
+            zero(file, start, end - start)?;
+        }
+        write_pages(file, outcome.pages.iter().map(|(&home, image)| (home, &**image)))?;
         // MS-VHDX 2.3.1.1: the file must reach at least the head's LastFileOffset.
-        if storage::len(file)? < self.sequence.head().last_file_offset {
-            storage::set_len(file, self.sequence.head().last_file_offset)?;
+        if storage::len(file)? < outcome.len {
+            storage::set_len(file, outcome.len)?;
         }
         storage::sync(file, SyncSite::ReplayHome)?;
         headers.settled();

@@ -15,6 +15,8 @@ mod memory;
 pub mod sim;
 mod volume;
 
+#[cfg(feature = "store")]
+pub(crate) use error::io_kind;
 pub use error::{Operation, StorageError};
 pub use file::{Access, FileStorage};
 pub use map::MappedStorage;
@@ -30,6 +32,8 @@ use std::io;
 pub enum SyncSite {
     /// A new file is whole, before it gets its final name.
     Create,
+    /// The wiped remains of a torn header, before another one is written over them.
+    HeaderWipe,
     /// The header with this session's new identity, before any other byte of the file changes.
     Identity,
     /// A flush that only hardens rewrites of sectors that were present.
@@ -234,7 +238,7 @@ fn write_rest<S: Storage + ?Sized>(storage: &S, buf: &[u8], at: u64, first: io::
 }
 
 /// Bytes of zeros written at a time where holes cannot be punched.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Makes a range read as zeros by writing zeros.
 ///

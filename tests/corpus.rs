@@ -1,0 +1,247 @@
+//! Every case of the corpus: real files of other people's software, made ones, and ones that break a rule.
+//!
+//! The corpus lies beside the repository (`../shared/corpus`) or where `DIFFDISK_CORPUS` says; without it the test says so and passes.
+//! Cases are unpacked one at a time, with holes kept, into a temporary directory. A case that is to be accepted must have its digests
+//! and probes, be content for `check()`, and be the same file afterwards; opened for writing and closed it must still have them. A
+//! case to be refused must fail at opening or at reading. A case to be reported must get an error from `check()`.
+
+#[path = "support/digest.rs"]
+mod digest;
+#[path = "support/loud.rs"]
+mod loud;
+
+use diffdisk::{Disk, ErrorKind, OpenOptions, ParentPolicy};
+use loud::loud;
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+/// Files up to this size are held against their sha256 in the corpus; larger ones only against themselves before and after.
+const HASHED: u64 = 300 << 20;
+/// Disks up to this size are read as a whole through `read_at`; larger ones only where `extents()` shows data.
+const READ_WHOLE: u64 = 300 << 20;
+
+struct Case {
+    name: String,
+    home: PathBuf,
+    json: Value,
+}
+
+impl Case {
+    fn text<'a>(&'a self, key: &str) -> &'a str {
+        self.json[key].as_str().unwrap_or("")
+    }
+
+    fn chain(&self) -> Vec<&str> {
+        self.json["chain"].as_array().expect("a chain").iter().map(|f| f.as_str().expect("a name")).collect()
+    }
+}
+
+fn find(dir: &Path, found: &mut Vec<PathBuf>) {
+    let mut entries: Vec<_> = std::fs::read_dir(dir).expect("the corpus can be read").map(|e| e.expect("an entry").path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            find(&path, found);
+        } else if path.extension().is_some_and(|e| e == "json") {
+            found.push(path);
+        }
+    }
+}
+
+/// Unpacks one file; pieces that are all zeros become holes.
+fn unpack(from: &Path, to: &Path) -> Result<(), String> {
+    let context = |e: std::io::Error| format!("{}: {e}", from.display());
+    std::fs::create_dir_all(to.parent().expect("a directory")).map_err(context)?;
+    let packed = BufReader::new(File::open(from).map_err(context)?);
+    let mut reader = lzma_rust2::XzReader::new(packed, true);
+    let mut out = File::create(to).map_err(context)?;
+    let mut buf = vec![0; 64 << 10];
+    let mut len = 0_u64;
+    loop {
+        let mut n = 0;
+        while n < buf.len() {
+            match reader.read(&mut buf[n..]).map_err(context)? {
+                0 => break,
+                more => n += more,
+            }
+        }
+        if n == 0 {
+            return out.set_len(len).map_err(context);
+        }
+        if buf[..n].iter().any(|&b| b != 0) {
+            out.seek(SeekFrom::Start(len)).map_err(context)?;
+            out.write_all(&buf[..n]).map_err(context)?;
+        }
+        len += n as u64;
+    }
+}
+
+#[derive(Default)]
+struct Counters {
+    accepted: u32,
+    refused: u32,
+    reported: u32,
+    files: u32,
+    probes: u32,
+}
+
+fn judge(case: &Case, counters: &mut Counters) -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+    // Symbolic links on the way to the temporary directory are not the case's business.
+    let home = dir.path().canonicalize().map_err(|e| e.to_string())?;
+    let mut before = Vec::new();
+    for (name, facts) in case.json["files"].as_object().expect("files") {
+        let path = home.join(name);
+        unpack(&case.home.join(format!("{name}.xz")), &path)?;
+        counters.files += 1;
+        let print = digest::of_file(&path).map_err(|e| e.to_string())?;
+        if Some(print.0) != facts["size"].as_u64() {
+            return Err(format!("the corpus: {name} has {} bytes", print.0));
+        }
+        if print.0 <= HASHED && Some(digest::sha256_of_file(&path).map_err(|e| e.to_string())?.as_str()) != facts["sha256"].as_str() {
+            return Err(format!("the corpus: {name} has another sha256"));
+        }
+        before.push((path, print));
+    }
+    let leaf = home.join(case.chain()[0]);
+    let options = || OpenOptions::new().parents(ParentPolicy::Beneath(vec![home.clone()]));
+    let verdict = match case.text("expect") {
+        "accept" => accept(case, &leaf, &options(), counters).inspect(|()| counters.accepted += 1),
+        "refuse" => refuse(&leaf, &options()).inspect(|()| counters.refused += 1),
+        "report" => report(&leaf, &options()).inspect(|()| counters.reported += 1),
+        other => Err(format!("the corpus: what is \"{other}\"?")),
+    };
+    verdict?;
+    for (path, print) in &before {
+        if digest::of_file(path).map_err(|e| e.to_string())? != *print {
+            return Err(format!("{} changed although it was only read", path.display()));
+        }
+    }
+    if case.text("expect") == "accept" {
+        rewrite(case, &leaf, &options(), &before[..])?;
+    }
+    Ok(())
+}
+
+fn digests(case: &Case, disk: &Disk, with_sha256: bool) -> Result<(), String> {
+    let want = &case.json["digest"];
+    let with_sha256 = with_sha256 && want["sha256"].is_string();
+    let (full, sparse) = digest::of_disk(disk, with_sha256, disk.size() <= READ_WHOLE)?;
+    if want["sdigest"].as_str() != Some(&sparse) {
+        return Err(format!("the sparse digest is {sparse}"));
+    }
+    if with_sha256 && want["sha256"].as_str() != Some(&full) {
+        return Err(format!("the sha256 is {full}"));
+    }
+    Ok(())
+}
+
+fn accept(case: &Case, leaf: &Path, options: &OpenOptions, counters: &mut Counters) -> Result<(), String> {
+    let disk = Disk::open(leaf, options).map_err(|e| format!("refused: {e}"))?;
+    let info = disk.info().map_err(|e| format!("info: {e}"))?;
+    let number = |key: &str| case.json[key].as_u64();
+    let same = number("virtual_size") == Some(info.virtual_size)
+        && number("block_size") == Some(info.block_size)
+        && number("logical_sector") == Some(u64::from(info.logical_sector_size))
+        && number("physical_sector") == Some(u64::from(info.physical_sector_size))
+        && case.json["dirty"].as_bool() == Some(info.log_dirty)
+        && case.text("type") == format!("{:?}", info.kind).to_lowercase()
+        && info.chain.len() == case.chain().len();
+    if !same {
+        return Err(format!("info is {info:?}"));
+    }
+    digests(case, &disk, true)?;
+    if disk.size() <= READ_WHOLE {
+        let (_, sparse) = digest::of_disk(&disk, false, false)?;
+        if case.json["digest"]["sdigest"].as_str() != Some(&sparse) {
+            return Err("extents() call something zero that is not".to_owned());
+        }
+    }
+    for probe in case.json["probes"].as_array().expect("probes") {
+        let (at, len) = (probe[0].as_u64().expect("an offset"), probe[1].as_u64().expect("a length"));
+        let mut buf = vec![0xAA; len as usize];
+        disk.read_at(&mut buf, at).map_err(|e| format!("probe {at:#x}: {e}"))?;
+        if Some(digest::sha256(&buf).as_str()) != probe[2].as_str() {
+            return Err(format!("probe {at:#x}+{len:#x} differs"));
+        }
+        counters.probes += 1;
+    }
+    let report = disk.check().map_err(|e| format!("check: {e}"))?;
+    match report.errors.first() {
+        Some(f) => Err(format!("check: layer {}: {} at {}: {}", f.layer, f.structure, f.at, f.message)),
+        None => Ok(()),
+    }
+}
+
+fn refuse(leaf: &Path, options: &OpenOptions) -> Result<(), String> {
+    let disk = match Disk::open(leaf, options) {
+        Ok(disk) => disk,
+        // Whatever the rule: the file or its parent is to blame, not the machine.
+        Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Unsupported | ErrorKind::NotFound | ErrorKind::Denied) => {
+            return Ok(());
+        }
+        Err(e) => return Err(format!("refused as {:?}: {e}", e.kind())),
+    };
+    match digest::of_disk(&disk, false, true) {
+        Err(_) => Ok(()),
+        Ok(_) => Err("was accepted and read".to_owned()),
+    }
+}
+
+fn report(leaf: &Path, options: &OpenOptions) -> Result<(), String> {
+    let Ok(disk) = Disk::open(leaf, options) else { return Ok(()) };
+    match disk.check() {
+        Ok(report) if report.errors.is_empty() => Err("check finds no fault".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// Opened for writing (a dirty log is replayed to disk) and closed, the disk reads the same, is clean, and no parent changed.
+fn rewrite(case: &Case, leaf: &Path, options: &OpenOptions, before: &[(PathBuf, (u64, std::time::SystemTime, u64))]) -> Result<(), String> {
+    let disk = Disk::open(leaf, &options.clone().writable(true)).map_err(|e| format!("writable: {e}"))?;
+    disk.close().map_err(|e| format!("close: {e}"))?;
+    let disk = Disk::open(leaf, options).map_err(|e| format!("after a session: {e}"))?;
+    if disk.info().map_err(|e| format!("info: {e}"))?.log_dirty {
+        return Err("the log is not empty after a session".to_owned());
+    }
+    digests(case, &disk, false).map_err(|e| format!("after a session: {e}"))?;
+    for (path, print) in before.iter().filter(|(path, _)| path != leaf) {
+        if digest::of_file(path).map_err(|e| e.to_string())? != *print {
+            return Err(format!("the parent {} changed", path.display()));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_case_gets_its_verdict() {
+    let home =
+        std::env::var_os("DIFFDISK_CORPUS").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus"), PathBuf::from);
+    if !home.is_dir() {
+        loud(&format!("skipped: no corpus at {}", home.display()));
+        return;
+    }
+    let only = std::env::var("DIFFDISK_CORPUS_ONLY").unwrap_or_default();
+    let mut found = Vec::new();
+    find(&home, &mut found);
+    let (mut counters, mut failures) = (Counters::default(), Vec::new());
+    for path in found.iter().filter(|p| p.to_string_lossy().contains(&only)) {
+        let text = std::fs::read_to_string(path).expect("the case can be read");
+        let json = serde_json::from_str(&text).expect("a case is JSON");
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let case = Case { name, home: path.parent().expect("a directory").to_owned(), json };
+        if let Err(text) = judge(&case, &mut counters) {
+            failures.push(format!("{}: {text}", case.name));
+        }
+    }
+    let Counters { accepted, refused, reported, files, probes } = counters;
+    loud(&format!(
+        "corpus: {accepted} accepted, {refused} refused, {reported} reported of {} cases; {files} files, {probes} probes; {} wrong answers",
+        found.len(),
+        failures.len()
+    ));
+    assert!(!found.is_empty(), "there is a corpus at {} but no case in it", home.display());
+    assert!(failures.is_empty(), "{} cases:\n{}", failures.len(), failures.join("\n"));
+}
