@@ -2,12 +2,15 @@
 
 mod chain;
 mod disk;
+pub mod export;
 pub mod format;
 pub mod geometry;
 mod guid;
 mod kind;
 mod log;
 mod mapping;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 pub mod storage;
 mod sync;
 pub mod units;

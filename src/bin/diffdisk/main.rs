@@ -18,11 +18,13 @@ mod content;
 mod context;
 mod convert;
 mod create;
+mod demo;
 mod digest;
 mod error;
 mod exit;
 mod info;
 mod map;
+mod serve;
 mod shell;
 mod source;
 
@@ -54,6 +56,8 @@ enum Verb {
     Trim(content::TrimArgs),
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
+    Serve(serve::ServeArgs),
+    Demo(demo::DemoArgs),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
 }
@@ -71,6 +75,8 @@ impl Verb {
             Self::Trim(args) => content::run_trim(args, ctx),
             Self::Convert(args) => convert::run(args, ctx),
             Self::Compare(args) => compare::run(args, ctx),
+            Self::Demo(args) => demo::show(args, ctx),
+            Self::Serve(args) => serve::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),
             Self::Man(args) => shell::run_man(args, Cli::command(), ctx),
         }
