@@ -87,8 +87,8 @@ impl DiskError {
 impl From<MapError> for DiskError {
     fn from(e: MapError) -> Self {
         match e {
-            MapError::Format(e) => Self::Format(e),
-            MapError::Storage(e) => Self::Storage(e),
+            MapError::Format(e) => Self::Format(*e),
+            MapError::Storage(e) => Self::Storage(*e),
         }
     }
 }
@@ -157,8 +157,8 @@ impl From<HeaderError> for OpenError {
 impl From<MapError> for OpenError {
     fn from(e: MapError) -> Self {
         match e {
-            MapError::Format(e) => Self::Format(e),
-            MapError::Storage(e) => Self::Storage(e),
+            MapError::Format(e) => Self::Format(*e),
+            MapError::Storage(e) => Self::Storage(*e),
         }
     }
 }
