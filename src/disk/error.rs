@@ -86,8 +86,8 @@ impl DiskError {
 impl From<MapError> for DiskError {
     fn from(e: MapError) -> Self {
         match e {
-            MapError::Format(e) => Self::Format(e),
-            MapError::Storage(e) => Self::Storage(e),
+            MapError::Format(e) => Self::Format(*e),
+            MapError::Storage(e) => Self::Storage(*e),
         }
     }
 }

@@ -169,13 +169,12 @@ fn writable<'p>(component: &Component<'p>) -> Option<&'p str> {
     component.as_os_str().to_str().filter(|name| !name.contains(['\\', ':']))
 }
 
-/// The `relative_path` that leads from a child in `child_dir` to `parent`: `.\p.vhdx`, `..\images\p.vhdx`. Both must exist.
+/// The `relative_path` that leads from a child in `child_dir` to `parent`: `.\p.vhdx`, `..\images\p.vhdx`. Both are absolute paths
+/// without links.
 ///
 /// `None` when there is no such path that a reader would take back for the same file: another drive, a name that is not Unicode, or
 /// one with a backslash or colon in it.
 pub(crate) fn relative_locator_path(child_dir: &Path, parent: &Path) -> Option<String> {
-    let child_dir = std::fs::canonicalize(if child_dir.as_os_str().is_empty() { Path::new(".") } else { child_dir }).ok()?;
-    let parent = std::fs::canonicalize(parent).ok()?;
     let (from, to): (Vec<Component<'_>>, Vec<Component<'_>>) = (child_dir.components().collect(), parent.components().collect());
     let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
     let (up, down) = (from.get(common..)?, to.get(common..)?);
@@ -190,10 +189,9 @@ pub(crate) fn relative_locator_path(child_dir: &Path, parent: &Path) -> Option<S
     Some(parts.join(r"\"))
 }
 
-/// The `absolute_win32_path` of a parent that exists: `\\?\C:\dir\p.vhdx` on Windows; elsewhere, where no Windows path would be true,
-/// `/dir/p.vhdx`. `None` as for [`relative_locator_path`].
+/// The `absolute_win32_path` of a parent whose absolute path without links this is: `\\?\C:\dir\p.vhdx` on Windows; elsewhere,
+/// where no Windows path would be true, `/dir/p.vhdx`. `None` as for [`relative_locator_path`].
 pub(crate) fn absolute_locator_path(parent: &Path) -> Option<String> {
-    let parent = std::fs::canonicalize(parent).ok()?;
     for component in parent.components() {
         if let Component::Normal(_) = component {
             writable(&component)?;
