@@ -3,11 +3,10 @@
 use super::ParentPolicy;
 use super::ancestor::{self, Ancestor, MAX_CHAIN_DEPTH};
 use super::disk::{Disk, Parents};
-use super::error::ChainError;
+use super::error::{ChainError, CreateError, OpenError};
 use super::gate::{Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
 use super::options::{CreateOptions, NewKind, OpenOptions};
 use crate::disk::create::Blueprint;
-use crate::disk::error::{CreateError, OpenError};
 use crate::disk::layer::{Access, Layer};
 use crate::disk::writer::Writer;
 use crate::format::{Metadata, ParentLocator};
@@ -152,7 +151,7 @@ impl Disk {
     }
 
     fn adopt_child(leaf: Arc<dyn Storage>, path: PathBuf, line: Arc<Ancestor>) -> Result<Self, CreateError> {
-        let probe = Layer::open(leaf, Some(path), Access::ReadOnly).map_err(CreateError::Open)?;
+        let probe = Layer::open(leaf, Some(path), Access::ReadOnly)?;
         Ok(Self::assemble(probe, Parents::Line(line), Access::Writable, &OpenOptions::new())?)
     }
 }
@@ -166,7 +165,7 @@ fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), Cre
 
 fn create_file(path: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
     let leaf = create_storage(path, options, blueprint)?;
-    let probe = Layer::open(leaf, Some(path.to_owned()), Access::ReadOnly).map_err(CreateError::Open)?;
+    let probe = Layer::open(leaf, Some(path.to_owned()), Access::ReadOnly)?;
     Ok(Disk::assemble(probe, Parents::None, Access::Writable, &OpenOptions::new())?)
 }
 
@@ -321,7 +320,7 @@ fn open_parent(
         match Layer::open(file, Some(found.clone()), Access::ReadOnly) {
             Ok(layer) if step.verify(&layer, depth)? => return Ok((layer, found)),
             Ok(layer) => mismatches.push((candidate.written.clone(), layer.header.data_write)),
-            Err(e) => broken = broken.or(Some(e)),
+            Err(e) => broken = broken.or(Some(e.into())),
         }
     }
     if !mismatches.is_empty() {
