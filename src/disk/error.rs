@@ -73,8 +73,7 @@ impl DiskError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::OutOfRange { .. } | Self::Misaligned { .. } => ErrorKind::InvalidInput,
-            Self::ParentNotOpen => ErrorKind::NotFound,
-            Self::ReadOnly => ErrorKind::Denied,
+            Self::ReadOnly | Self::ParentNotOpen => ErrorKind::Denied,
             Self::Latched { .. } => ErrorKind::Unavailable,
             Self::Format(e) => e.kind(),
             Self::Storage(e) => e.kind(),
