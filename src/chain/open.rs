@@ -4,7 +4,7 @@ use super::ParentPolicy;
 use super::ancestor::{self, Ancestor, MAX_CHAIN_DEPTH};
 use super::disk::{Disk, Parents};
 use super::error::{ChainError, CreateError, OpenError};
-use super::gate::{Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
+use super::gate::{self, Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
 use super::options::{CreateOptions, NewKind, OpenOptions};
 use crate::disk::create::Blueprint;
 use crate::disk::layer::{Access, Layer};
@@ -201,7 +201,7 @@ fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<P
     if identity.get().is_zero() {
         return Err(CreateError::ParentWithoutIdentity);
     }
-    let parent = std::fs::canonicalize(parent).map_err(|e| StorageError::new(Operation::Open, 0, e))?;
+    let parent = gate::canonical(parent)?;
     let relative = relative_locator_path(child_dir, &parent);
     let absolute = absolute_locator_path(&parent);
     let mut paths = Vec::new();
