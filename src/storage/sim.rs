@@ -16,12 +16,13 @@
 //!    headers, and a flush between their writes, for no other reason.
 //! 5. A rename that no sync of the directory covers is there or not, never half.
 //!
-//! No thread, no clock, no randomness but the seed. [`Choice`]s name images, so a violation can be built again from its trace.
+//! No thread, no clock, no randomness but the seed ([`Fixed`] takes the engine's own away). [`Choice`]s name images, so a violation can be built again from its trace.
 //! [`FaultStorage`] is the companion for storage that fails while the program lives on.
 
 mod crash;
 mod enumerate;
 mod fault;
+mod fixed;
 mod sparse;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,8 @@ mod volume;
 
 pub use crash::{Atom, BeyondEnd, Choice, Class, CrashImage, CrashOptions, CrashWalk, Flight, FreshSpace, Torn};
 pub use enumerate::{Limits, Rng, Share};
+pub(crate) use fixed::log_start;
+pub use fixed::Fixed;
 pub use fault::{CallKind, Calls, Fault, FaultStorage, Lost, Repeat};
 
 use super::{Storage, StorageId, SyncSite};

@@ -356,8 +356,11 @@ impl<'t> CrashWalk<'t> {
         let torn: Vec<usize> = if self.options.harsh { (0..classes.len()).filter(|&i| tearable(i)).collect() } else { Vec::new() };
         let (share, mut ordinal) = (self.options.limits.share, self.ordinal);
         let mut consider = |choice: &Choice| {
-            ordinal += 1;
-            !share.takes(ordinal) || visit(choice, self.image(choice))
+            // Nothing and everything belong to the first share, so that one walk through it sees both at every cut.
+            let plain = choice.flight.is_none() && choice.beyond == BeyondEnd::Vanish && choice.kept.iter().all(|&kept| kept == choice.kept[0]);
+            ordinal += u64::from(!plain);
+            let taken = if plain { share.takes(0) } else { share.takes(ordinal) };
+            !taken || visit(choice, self.image(choice))
         };
         for_each(&classes, &torn, &self.options.limits, &mut rng, &mut |kept, flight| {
             let mut choice = Choice { kept: kept.to_vec(), beyond: BeyondEnd::Vanish, space: FreshSpace::Zeros, flight };

@@ -209,18 +209,21 @@ impl SparseFile {
     /// Whether any byte between two places differs from the other file's; past an end there are zeros. Shared pages cost nothing.
     pub fn differs(&self, other: &Self, from: u64, to: u64) -> bool {
         let zeros = [0; PAGE];
-        let mut indices: Vec<u64> = self.present(from / PAGE as u64, to.div_ceil(PAGE as u64)).collect();
-        indices.extend(other.present(from / PAGE as u64, to.div_ceil(PAGE as u64)));
-        indices.iter().any(|&index| {
-            let (mine, theirs) = (self.page(index), other.page(index));
-            if let (Some(mine), Some(theirs)) = (mine, theirs)
-                && Arc::ptr_eq(mine, theirs)
-            {
+        let numbers = self.chunks.keys().chain(other.chunks.keys().filter(|number| !self.chunks.contains_key(number)));
+        numbers.filter(|&&number| number < to.div_ceil(CHUNK) && from < (number + 1).saturating_mul(CHUNK)).any(|number| {
+            let (mine, theirs) = (self.chunks.get(number), other.chunks.get(number));
+            if same(mine, theirs) {
                 return false;
             }
-            let start = index * PAGE as u64;
-            let range = from.saturating_sub(start) as usize..(to - start).min(PAGE as u64) as usize;
-            mine.map_or(&zeros, |page| page.bytes())[range.clone()] != theirs.map_or(&zeros, |page| page.bytes())[range]
+            (0..FAN as usize).any(|i| {
+                let page = |chunk: Option<&Arc<Chunk>>| chunk.and_then(|chunk| chunk.pages[i].clone());
+                let (mine, theirs) = (page(mine), page(theirs));
+                let start = number * CHUNK + (i * PAGE) as u64;
+                let range = from.clamp(start, start + PAGE as u64) - start..to.clamp(start, start + PAGE as u64) - start;
+                let range = range.start as usize..range.end as usize;
+                let bytes = |page: &Option<Arc<Page>>| page.as_ref().map_or(zeros, |page| page.bytes)[range.clone()].to_vec();
+                !same(mine.as_ref(), theirs.as_ref()) && bytes(&mine) != bytes(&theirs)
+            })
         })
     }
 
@@ -269,6 +272,15 @@ impl SparseFile {
 
     fn shape_hash(&self) -> u128 {
         self.unreadable.iter().fold(spread(self.len, 0x6C65_6E67), |hash, &(start, end)| hash.wrapping_add(spread(start, !end)))
+    }
+}
+
+/// Whether two shared things are one, or both are missing.
+fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
     }
 }
 
