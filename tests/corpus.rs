@@ -9,12 +9,12 @@
 mod digest;
 #[path = "support/loud.rs"]
 mod loud;
+#[path = "support/unpack.rs"]
+mod unpack;
 
 use diffdisk::{Disk, ErrorKind, OpenOptions, ParentPolicy};
 use loud::loud;
 use serde_json::Value;
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Files up to this size are held against their sha256 in the corpus; larger ones only against themselves before and after.
@@ -50,34 +50,6 @@ fn find(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Unpacks one file; pieces that are all zeros become holes.
-fn unpack(from: &Path, to: &Path) -> Result<(), String> {
-    let context = |e: std::io::Error| format!("{}: {e}", from.display());
-    std::fs::create_dir_all(to.parent().expect("a directory")).map_err(context)?;
-    let packed = BufReader::new(File::open(from).map_err(context)?);
-    let mut reader = lzma_rust2::XzReader::new(packed, true);
-    let mut out = File::create(to).map_err(context)?;
-    let mut buf = vec![0; 64 << 10];
-    let mut len = 0_u64;
-    loop {
-        let mut n = 0;
-        while n < buf.len() {
-            match reader.read(&mut buf[n..]).map_err(context)? {
-                0 => break,
-                more => n += more,
-            }
-        }
-        if n == 0 {
-            return out.set_len(len).map_err(context);
-        }
-        if buf[..n].iter().any(|&b| b != 0) {
-            out.seek(SeekFrom::Start(len)).map_err(context)?;
-            out.write_all(&buf[..n]).map_err(context)?;
-        }
-        len += n as u64;
-    }
-}
-
 #[derive(Default)]
 struct Counters {
     accepted: u32,
@@ -94,7 +66,7 @@ fn judge(case: &Case, counters: &mut Counters) -> Result<(), String> {
     let mut before = Vec::new();
     for (name, facts) in case.json["files"].as_object().expect("files") {
         let path = home.join(name);
-        unpack(&case.home.join(format!("{name}.xz")), &path)?;
+        unpack::unpack(&case.home.join(format!("{name}.xz")), &path)?;
         counters.files += 1;
         let print = digest::of_file(&path).map_err(|e| e.to_string())?;
         if Some(print.0) != facts["size"].as_u64() {

@@ -100,8 +100,10 @@ fn unsafe_and_locks_have_one_address() {
     let mut wrong = String::new();
     for (name, text) in all_sources() {
         for (line, code) in code_lines(&text) {
-            if name != "storage/map.rs" && (code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl")) {
-                writeln!(wrong, "{name}:{line}: unsafe outside of storage/map.rs").expect("strings take text");
+            // The second address registers the SQLite VFS: `docs/design/0006-sqlite-vfs.md`.
+            let may = ["storage/map.rs", "sqlite/register.rs"].contains(&name.as_str());
+            if !may && (code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl")) {
+                writeln!(wrong, "{name}:{line}: unsafe outside of its two addresses").expect("strings take text");
             }
             if name != "sync.rs" && code.contains("parking_lot::") {
                 writeln!(wrong, "{name}:{line}: a lock that does not come from sync.rs").expect("strings take text");

@@ -12,6 +12,7 @@ use crate::disk::writer::Writer;
 use crate::format::{Metadata, ParentLocator};
 use crate::geometry::{MAX_BLOCK_SIZE, MIN_BLOCK_SIZE};
 use crate::guid::{DataWriteGuid, Guid};
+use crate::kind::ErrorKind;
 use crate::storage::{self, DirVolume, FileStorage, MappedStorage, Operation, Storage, StorageError, StorageId};
 use crate::sync::Arc;
 use std::path::{Path, PathBuf};
@@ -173,8 +174,20 @@ fn create_storage(path: &Path, options: &CreateOptions, blueprint: &Blueprint) -
     let invalid = || StorageError::new(Operation::Open, 0, std::io::ErrorKind::InvalidInput.into());
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(invalid)?;
     let volume = DirVolume::open(&directory_of(path))?;
+    // A file that somebody has open, as a disk or as a parent, is not replaced under them: its lock is held until the new
+    // one has the name.
+    let _replaced = if options.overwrite { lock_if_there(path)? } else { None };
     let (leaf, ()) = storage::create_atomically(&volume, name, options.overwrite, options.durable, |file| blueprint.lay_down(&**file))?;
     Ok(leaf)
+}
+
+/// The exclusive lock of a file that is going to be replaced; `None` when there is none.
+fn lock_if_there(path: &Path) -> Result<Option<FileStorage>, StorageError> {
+    match FileStorage::open_write(path) {
+        Ok(old) => Ok(Some(old)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// What the locator of a new child says: the way from its directory, and the absolute path.

@@ -18,6 +18,7 @@ mod content;
 mod context;
 mod convert;
 mod create;
+mod demo;
 mod digest;
 mod error;
 mod exit;
@@ -56,6 +57,7 @@ enum Verb {
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
     Serve(serve::ServeArgs),
+    Demo(demo::DemoArgs),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
 }
@@ -73,6 +75,7 @@ impl Verb {
             Self::Trim(args) => content::run_trim(args, ctx),
             Self::Convert(args) => convert::run(args, ctx),
             Self::Compare(args) => compare::run(args, ctx),
+            Self::Demo(args) => demo::show(args, ctx),
             Self::Serve(args) => serve::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),
             Self::Man(args) => shell::run_man(args, Cli::command(), ctx),
