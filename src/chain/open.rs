@@ -7,7 +7,7 @@ use super::error::{ChainError, CreateError, OpenError};
 use super::gate::{Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
 use super::options::{CreateOptions, NewKind, OpenOptions};
 use crate::disk::create::Blueprint;
-use crate::disk::layer::{Access, Layer};
+use crate::disk::layer::Layer;
 use crate::disk::writer::Writer;
 use crate::format::{Metadata, ParentLocator};
 use crate::geometry::{MAX_BLOCK_SIZE, MIN_BLOCK_SIZE};
@@ -19,6 +19,15 @@ use std::path::{Path, PathBuf};
 
 /// The default block size doubles with the disk from here on, so that the BAT stays within a few MiB.
 const BLOCKS_BY_DEFAULT: u64 = 1 << 20;
+
+/// What a disk is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// Not a byte of the file changes; a dirty log is replayed into memory.
+    ReadOnly,
+    /// A dirty log is replayed to disk.
+    Writable,
+}
 
 impl Disk {
     /// Opens a disk and the whole chain it stands on.
@@ -34,7 +43,7 @@ impl Disk {
         let file = if options.writable { FileStorage::open_write(path)? } else { FileStorage::open_read(path)? };
         let access = if options.writable { Access::Writable } else { Access::ReadOnly };
         // Parents first: a chain that does not open must not leave a replayed leaf behind.
-        let probe = Layer::open(Arc::new(file), Some(path.to_owned()), Access::ReadOnly)?;
+        let probe = Layer::open(Arc::new(file), Some(path.to_owned()))?;
         let gate = Gate::new(&options.parents, path, &options.windows_paths);
         let parents = match (&options.parents, probe.has_parent()) {
             (_, false) => Parents::None,
@@ -51,7 +60,7 @@ impl Disk {
     /// As [`Disk::open`].
     pub fn open_on(leaf: Arc<dyn Storage>, parents: Vec<Arc<dyn Storage>>, options: &OpenOptions) -> Result<Self, OpenError> {
         let access = if options.writable { Access::Writable } else { Access::ReadOnly };
-        let probe = Layer::open(leaf, None, Access::ReadOnly)?;
+        let probe = Layer::open(leaf, None)?;
         let parents = match (&options.parents, probe.has_parent()) {
             (_, false) => Parents::None,
             (ParentPolicy::Deny, true) => Parents::NotOpened,
@@ -61,20 +70,12 @@ impl Disk {
     }
 
     fn assemble(probe: Layer, parents: Parents, access: Access, options: &OpenOptions) -> Result<Self, OpenError> {
-        let leaf = match access {
-            Access::ReadOnly => probe,
-            Access::Writable if probe.log_was_dirty => {
-                let log_was_dirty = probe.log_was_dirty;
-                let mut leaf = Layer::open(probe.original, probe.path, Access::Writable)?;
-                leaf.log_was_dirty = log_was_dirty;
-                leaf
-            }
-            Access::Writable => probe,
-        };
-        if access == Access::Writable && leaf.header.log_length == 0 {
-            return Err(OpenError::NoLog);
-        }
+        let mut leaf = probe;
         if access == Access::Writable {
+            leaf.replay()?;
+            if leaf.header.log_length == 0 {
+                return Err(OpenError::NoLog);
+            }
             // Fails now rather than at the first change when no further header can be written.
             leaf.header.next_sequence(leaf.slot)?;
         }
@@ -152,7 +153,7 @@ impl Disk {
     }
 
     fn adopt_child(leaf: Arc<dyn Storage>, path: PathBuf, line: Arc<Ancestor>) -> Result<Self, CreateError> {
-        let probe = Layer::open(leaf, Some(path), Access::ReadOnly)?;
+        let probe = Layer::open(leaf, Some(path))?;
         Ok(Self::assemble(probe, Parents::Line(line), Access::Writable, &OpenOptions::new())?)
     }
 }
@@ -166,7 +167,7 @@ fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), Cre
 
 fn create_file(path: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
     let leaf = create_storage(path, options, blueprint)?;
-    let probe = Layer::open(leaf, Some(path.to_owned()), Access::ReadOnly)?;
+    let probe = Layer::open(leaf, Some(path.to_owned()))?;
     Ok(Disk::assemble(probe, Parents::None, Access::Writable, &OpenOptions::new())?)
 }
 
@@ -330,7 +331,7 @@ fn open_parent(
         } else {
             Arc::new(file)
         };
-        match Layer::open(file, Some(found.clone()), Access::ReadOnly) {
+        match Layer::open(file, Some(found.clone())) {
             Ok(layer) if step.verify(&layer, depth)? => return Ok((layer, found)),
             Ok(layer) => mismatches.push((candidate.written.clone(), layer.header.data_write)),
             Err(e) => broken = broken.or(Some(e.into())),
@@ -367,7 +368,7 @@ fn open_given_line(leaf: &Layer, parents: Vec<Arc<dyn Storage>>) -> Result<Arc<A
         if let Some(at) = seen.iter().position(|id| *id == file.id()) {
             return Err(ChainError::Cycle { at }.into());
         }
-        let layer = Layer::open(file, None, Access::ReadOnly)?;
+        let layer = Layer::open(file, None)?;
         if !step.verify(&layer, depth)? {
             return Err(mismatch(&step, vec![(format!("parent {depth}"), layer.header.data_write)]));
         }

@@ -30,9 +30,9 @@ mod volume;
 
 pub use crash::{Atom, BeyondEnd, Choice, Class, CrashImage, CrashOptions, CrashWalk, Flight, FreshSpace, Torn};
 pub use enumerate::{Limits, Rng, Share};
-pub(crate) use fixed::log_start;
-pub use fixed::Fixed;
 pub use fault::{CallKind, Calls, Fault, FaultStorage, Lost, Repeat};
+pub use fixed::Fixed;
+pub(crate) use fixed::log_start;
 
 use super::{Storage, StorageId, SyncSite};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};

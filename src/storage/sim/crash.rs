@@ -357,7 +357,8 @@ impl<'t> CrashWalk<'t> {
         let (share, mut ordinal) = (self.options.limits.share, self.ordinal);
         let mut consider = |choice: &Choice| {
             // Nothing and everything belong to the first share, so that one walk through it sees both at every cut.
-            let plain = choice.flight.is_none() && choice.beyond == BeyondEnd::Vanish && choice.kept.iter().all(|&kept| kept == choice.kept[0]);
+            let plain =
+                choice.flight.is_none() && choice.beyond == BeyondEnd::Vanish && choice.kept.iter().all(|&kept| kept == choice.kept[0]);
             ordinal += u64::from(!plain);
             let taken = if plain { share.takes(0) } else { share.takes(ordinal) };
             !taken || visit(choice, self.image(choice))

@@ -174,4 +174,3 @@ pub fn first_violation(scripts: &[Script], plan: &(dyn Fn(&Run, &Script) -> Plan
     });
     (notice.into_inner().unwrap(), states.into_inner() as u64)
 }
-

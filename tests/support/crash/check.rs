@@ -194,7 +194,8 @@ fn go_on(run: &Run, second: &mut Run, luck: u64) -> Result<(), String> {
     for op in [Op::Write { at: piece * PIECE as u64, len: PIECE as u64 }, aside, Op::Flush] {
         second.perform(op)?;
     }
-    let mut some: Vec<Range<u64>> = second.ledger.changes.iter().map(|change| change.pieces.start.max(1) - 1..change.pieces.end + 1).collect();
+    let mut some: Vec<Range<u64>> =
+        second.ledger.changes.iter().map(|change| change.pieces.start.max(1) - 1..change.pieces.end + 1).collect();
     for (pieces, _) in &second.ledger.observed {
         let at = pieces.start + luck / 512 % (pieces.end - pieces.start);
         some.extend([pieces.start..pieces.start + 1, at..at + 1, pieces.end - 1..pieces.end]);
@@ -238,7 +239,11 @@ fn hold(disk: &Run, expected: &[Expected]) -> Result<Runs, String> {
                 if !values[likely].matches(piece, bytes) {
                     let matching = values.iter().position(|value| value.matches(piece, bytes));
                     likely = matching.ok_or_else(|| {
-                        format!("piece {piece} (byte {:#x}) begins {:02x?}, allowed is one of {values:?}", piece * PIECE as u64, &bytes[..16])
+                        format!(
+                            "piece {piece} (byte {:#x}) begins {:02x?}, allowed is one of {values:?}",
+                            piece * PIECE as u64,
+                            &bytes[..16]
+                        )
                     })?;
                 }
                 append(&mut found, piece..piece + 1, &values[likely]);

@@ -4,7 +4,7 @@ use super::ledger::Runs;
 use super::run::{Parents, Run};
 use super::script::{Kind, MIB, Op, SIZE};
 use super::value::{PIECE, Value};
-use diffdisk::storage::sim::{Class, Fixed, FileId, SimStorage, SimWorld};
+use diffdisk::storage::sim::{Class, FileId, Fixed, SimStorage, SimWorld};
 use diffdisk::storage::{MemoryStorage, Storage, StorageId, SyncSite};
 use diffdisk::{CreateOptions, Disk};
 use std::io;

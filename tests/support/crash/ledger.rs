@@ -117,7 +117,9 @@ impl Ledger {
         }
         for block in blocks {
             let first = block * per_block;
-            all.extend([first, first + 5, first + 1000, first + per_block - 1].map(|piece| piece.min(end - 1)).map(|piece| piece..piece + 1));
+            all.extend(
+                [first, first + 5, first + 1000, first + per_block - 1].map(|piece| piece.min(end - 1)).map(|piece| piece..piece + 1),
+            );
         }
         join(all, end)
     }

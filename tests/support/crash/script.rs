@@ -9,11 +9,24 @@ pub const SIZE: u64 = 6 * MIB + 3 * 512;
 /// One call on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    Write { at: u64, len: u64 },
+    Write {
+        at: u64,
+        len: u64,
+    },
     /// One piece at each of `count` places.
-    Scatter { at: u64, stride: u64, count: u64 },
-    Zeroes { at: u64, len: u64 },
-    Trim { at: u64, len: u64 },
+    Scatter {
+        at: u64,
+        stride: u64,
+        count: u64,
+    },
+    Zeroes {
+        at: u64,
+        len: u64,
+    },
+    Trim {
+        at: u64,
+        len: u64,
+    },
     Flush,
     Close,
     Open,

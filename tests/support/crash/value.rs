@@ -62,9 +62,12 @@ impl Value {
             Self::Parent | Self::Tag(_) => {}
         }
         let first = first_word(self.tag().expect("patterns have tags"), piece);
-        let difference = bytes.as_chunks::<8>().0.iter().zip(0_u64..).fold(0, |difference, (part, i)| {
-            difference | (u64::from_le_bytes(*part) ^ first.wrapping_add(i.wrapping_mul(STEP)))
-        });
+        let difference = bytes
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .zip(0_u64..)
+            .fold(0, |difference, (part, i)| difference | (u64::from_le_bytes(*part) ^ first.wrapping_add(i.wrapping_mul(STEP))));
         difference == 0
     }
 }
