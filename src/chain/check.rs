@@ -1,8 +1,9 @@
 //! Examining a disk and the chain it stands on.
 
 use super::disk::Disk;
+use super::error::OpenError;
 use crate::disk::check::{CheckReport, Examiner};
-use crate::disk::error::{DiskError, OpenError};
+use crate::disk::error::DiskError;
 use crate::format::{Fault, FormatError};
 
 impl Disk {

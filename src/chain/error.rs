@@ -1,5 +1,8 @@
-//! Why a chain of differencing disks cannot be opened.
+//! Why a disk, or the chain it stands on, cannot be opened or made.
 
+use crate::disk::error::{DiskError, LayDownError, LayerError};
+use crate::format::FormatError;
+use crate::geometry::GeometryError;
 use crate::guid::{DataWriteGuid, Guid};
 use crate::kind::ErrorKind;
 use crate::storage::StorageError;
@@ -82,6 +85,117 @@ impl ChainError {
                 ErrorKind::Damaged
             }
         }
+    }
+}
+
+/// Opening a disk or one of its parents failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file contradicts MS-VHDX.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The storage failed, or somebody else holds the lock.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The chain does not fit together, or the parent policy forbids it.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The file has no log, so it cannot be changed safely.
+    #[error("the file has no log (LogLength is 0), so it can only be opened read-only")]
+    NoLog,
+    /// The disk could not be examined as `untrusted` asks.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
+
+impl OpenError {
+    /// The coarse sort of failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Format(e) => e.kind(),
+            Self::Storage(e) => e.kind(),
+            Self::Chain(e) => e.kind(),
+            Self::NoLog => ErrorKind::Unsupported,
+            Self::Disk(e) => e.kind(),
+        }
+    }
+}
+
+/// Creating a disk failed; nothing is left under its name.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CreateError {
+    /// The sizes do not make a disk.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// An option is out of its range.
+    #[error("{option} is {value}, {rule}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// Its value.
+        value: u64,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// The parent cannot be used.
+    #[error("parent: {0}")]
+    Parent(Box<OpenError>),
+    /// The parent's data write GUID is zero, so a child could never tell it from another.
+    #[error("the parent has no identity (its DataWriteGuid is zero)")]
+    ParentWithoutIdentity,
+    /// No path from the child to the parent can be written down in a parent locator.
+    #[error("the path to the parent cannot be stored: {0}")]
+    ParentPath(&'static str),
+    /// A storage that should be empty is not.
+    #[error("the storage for the new disk is not empty")]
+    NotEmpty,
+    /// The storage failed, or the name is taken.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The new file could not be opened again.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+impl CreateError {
+    /// The coarse sort of failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Geometry(_) | Self::Option { .. } | Self::ParentPath(_) => ErrorKind::InvalidInput,
+            Self::Parent(e) => e.kind(),
+            Self::ParentWithoutIdentity => ErrorKind::Unsupported,
+            Self::NotEmpty => ErrorKind::AlreadyExists,
+            Self::Storage(e) => e.kind(),
+            Self::Open(e) => e.kind(),
+        }
+    }
+}
+
+impl From<LayerError> for OpenError {
+    fn from(e: LayerError) -> Self {
+        match e {
+            LayerError::Format(e) => Self::Format(e),
+            LayerError::Storage(e) => Self::Storage(e),
+        }
+    }
+}
+
+impl From<LayDownError> for CreateError {
+    fn from(e: LayDownError) -> Self {
+        match e {
+            LayDownError::Geometry(e) => Self::Geometry(e),
+            LayDownError::Option { option, value, rule } => Self::Option { option, value, rule },
+            LayDownError::NotEmpty => Self::NotEmpty,
+            LayDownError::Storage(e) => Self::Storage(e),
+        }
+    }
+}
+
+impl From<LayerError> for CreateError {
+    fn from(e: LayerError) -> Self {
+        Self::Open(e.into())
     }
 }
 

@@ -20,7 +20,7 @@
 mod beneath;
 mod path;
 
-pub(crate) use path::{absolute_locator_path, directory_of, relative_locator_path};
+pub(crate) use path::{absolute_locator_path, canonical, directory_of, relative_locator_path};
 
 use super::ChainError;
 use super::error::Plain;

@@ -12,7 +12,7 @@ mod options;
 
 pub use ancestor::MAX_CHAIN_DEPTH;
 pub use disk::Disk;
-pub use error::ChainError;
+pub use error::{ChainError, CreateError, OpenError};
 pub use extents::{Extent, ExtentKind, Extents, HostExtent, WriteToken};
 pub use gate::ParentPolicy;
 pub use info::{DiskInfo, DiskKind, LayerInfo, ParentInfo, Sizes};

@@ -3,16 +3,16 @@
 use super::ParentPolicy;
 use super::ancestor::{self, Ancestor, MAX_CHAIN_DEPTH};
 use super::disk::{Disk, Parents};
-use super::error::ChainError;
-use super::gate::{Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
+use super::error::{ChainError, CreateError, OpenError};
+use super::gate::{self, Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
 use super::options::{CreateOptions, NewKind, OpenOptions};
 use crate::disk::create::Blueprint;
-use crate::disk::error::{CreateError, OpenError};
 use crate::disk::layer::{Access, Layer};
 use crate::disk::writer::Writer;
 use crate::format::{Metadata, ParentLocator};
 use crate::geometry::{MAX_BLOCK_SIZE, MIN_BLOCK_SIZE};
 use crate::guid::{DataWriteGuid, Guid};
+use crate::kind::ErrorKind;
 use crate::storage::{self, DirVolume, FileStorage, MappedStorage, Operation, Storage, StorageError, StorageId};
 use crate::sync::Arc;
 use std::path::{Path, PathBuf};
@@ -157,7 +157,7 @@ impl Disk {
     }
 
     fn adopt_child(leaf: Arc<dyn Storage>, path: PathBuf, line: Arc<Ancestor>) -> Result<Self, CreateError> {
-        let probe = Layer::open(leaf, Some(path), Access::ReadOnly).map_err(CreateError::Open)?;
+        let probe = Layer::open(leaf, Some(path), Access::ReadOnly)?;
         Ok(Self::assemble(probe, Parents::Line(line), Access::Writable, &OpenOptions::new())?)
     }
 }
@@ -171,7 +171,7 @@ fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), Cre
 
 fn create_file(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
     let leaf = create_storage(path, dir, options, blueprint)?;
-    let probe = Layer::open(leaf, Some(path.to_owned()), Access::ReadOnly).map_err(CreateError::Open)?;
+    let probe = Layer::open(leaf, Some(path.to_owned()), Access::ReadOnly)?;
     Ok(Disk::assemble(probe, Parents::None, Access::Writable, &OpenOptions::new())?)
 }
 
@@ -180,8 +180,20 @@ fn create_storage(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &
     let invalid = || StorageError::new(Operation::Open, 0, std::io::ErrorKind::InvalidInput.into());
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(invalid)?;
     let volume = DirVolume::open(dir)?;
+    // A file that somebody has open, as a disk or as a parent, is not replaced under them: its lock is held until the new
+    // one has the name.
+    let _replaced = if options.overwrite { lock_if_there(path)? } else { None };
     let (leaf, ()) = storage::create_atomically(&volume, name, options.overwrite, options.durable, |file| blueprint.lay_down(&**file))?;
     Ok(leaf)
+}
+
+/// The exclusive lock of a file that is going to be replaced; `None` when there is none.
+fn lock_if_there(path: &Path) -> Result<Option<FileStorage>, StorageError> {
+    match FileStorage::open_write(path) {
+        Ok(old) => Ok(Some(old)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// What the locator of a new child says: the way from its directory (a path without links), and the absolute path.
@@ -189,7 +201,7 @@ fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<P
     if identity.get().is_zero() {
         return Err(CreateError::ParentWithoutIdentity);
     }
-    let parent = std::fs::canonicalize(parent).map_err(|e| StorageError::new(Operation::Open, 0, e))?;
+    let parent = gate::canonical(parent)?;
     let relative = relative_locator_path(child_dir, &parent);
     let absolute = absolute_locator_path(&parent);
     let mut paths = Vec::new();
@@ -329,7 +341,7 @@ fn open_parent(
         match Layer::open(file, Some(found.clone()), Access::ReadOnly) {
             Ok(layer) if step.verify(&layer, depth)? => return Ok((layer, found)),
             Ok(layer) => mismatches.push((candidate.written.clone(), layer.header.data_write)),
-            Err(e) => broken = broken.or(Some(e)),
+            Err(e) => broken = broken.or(Some(e.into())),
         }
     }
     if !mismatches.is_empty() {

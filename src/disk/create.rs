@@ -4,7 +4,7 @@
 //! stays a hole, so a new child of a 64 TiB disk takes the same few pages as one of 1 GiB. Whether the file appears all or not
 //! at all is the caller's business (`storage/volume.rs`).
 
-use super::error::CreateError;
+use super::error::LayDownError;
 use crate::format::{
     BAT_REGION, HEADER_SECTION, Header, HeaderSlot, METADATA_REGION, Metadata, PayloadState, REGION_TABLES, Region, RegionTable, TABLE_LEN,
     encode_identifier,
@@ -53,19 +53,19 @@ impl Blueprint {
     }
 
     /// Writes the file. It must be empty.
-    pub(crate) fn lay_down(&self, file: &dyn Storage) -> Result<(), CreateError> {
+    pub(crate) fn lay_down(&self, file: &dyn Storage) -> Result<(), LayDownError> {
         if self.log_size == 0 || self.log_size > MAX_LOG || !self.log_size.is_multiple_of(MIB) {
             let rule = "it must be a multiple of 1 MiB, at most 64 MiB";
-            return Err(CreateError::Option { option: "log size", value: self.log_size, rule });
+            return Err(LayDownError::Option { option: "log size", value: self.log_size, rule });
         }
         let m = &self.metadata;
         let geometry = Geometry::new(m.virtual_size, u64::from(m.block_size), m.logical_sector)?;
         if !matches!(m.physical_sector, 512 | 4096) {
             let value = u64::from(m.physical_sector);
-            return Err(CreateError::Option { option: "physical sector size", value, rule: "it must be 512 or 4096" });
+            return Err(LayDownError::Option { option: "physical sector size", value, rule: "it must be 512 or 4096" });
         }
         if storage::len(file)? != 0 {
-            return Err(CreateError::NotEmpty);
+            return Err(LayDownError::NotEmpty);
         }
         let metadata = m.encode_region();
         let layout = self.layout(&geometry, metadata.len() as u64);
@@ -88,7 +88,7 @@ impl Blueprint {
         Ok(())
     }
 
-    fn write_headers(&self, file: &dyn Storage) -> Result<(), CreateError> {
+    fn write_headers(&self, file: &dyn Storage) -> Result<(), LayDownError> {
         let mut header = Header {
             sequence: 0,
             file_write: FileWriteGuid::random(),
@@ -108,7 +108,7 @@ impl Blueprint {
 }
 
 /// Writes the pages that are not all zeros; neighbours in one call. The last page may be short.
-fn write_nonzero(file: &dyn Storage, bytes: &[u8], at: u64) -> Result<(), CreateError> {
+fn write_nonzero(file: &dyn Storage, bytes: &[u8], at: u64) -> Result<(), LayDownError> {
     // Compared as a whole: a test byte by byte is not vectorised, and took half the time of creating a clone.
     let is_zero = |page: &[u8]| page == &[0; PAGE_LEN][..page.len()];
     let pages: Vec<&[u8]> = bytes.chunks(PAGE_LEN).collect();
@@ -125,7 +125,7 @@ fn write_nonzero(file: &dyn Storage, bytes: &[u8], at: u64) -> Result<(), Create
 }
 
 /// Every block in its place, one behind the other.
-fn write_fixed_bat(file: &dyn Storage, geometry: &Geometry, layout: &Layout) -> Result<(), CreateError> {
+fn write_fixed_bat(file: &dyn Storage, geometry: &Geometry, layout: &Layout) -> Result<(), LayDownError> {
     const BUFFER: usize = 1 << 20;
     let entries = geometry.bat_entries();
     let mut buffer = Vec::with_capacity(BUFFER);

@@ -1,6 +1,5 @@
-//! What can go wrong with an open disk, and with making or opening one.
+//! What can go wrong with one file: using it, opening it, laying it down.
 
-use crate::chain::ChainError;
 use crate::format::FormatError;
 use crate::geometry::GeometryError;
 use crate::kind::ErrorKind;
@@ -74,8 +73,7 @@ impl DiskError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::OutOfRange { .. } | Self::Misaligned { .. } => ErrorKind::InvalidInput,
-            Self::ParentNotOpen => ErrorKind::NotFound,
-            Self::ReadOnly => ErrorKind::Denied,
+            Self::ReadOnly | Self::ParentNotOpen => ErrorKind::Denied,
             Self::Latched { .. } => ErrorKind::Unavailable,
             Self::Format(e) => e.kind(),
             Self::Storage(e) => e.kind(),
@@ -111,41 +109,16 @@ impl From<LogError> for DiskError {
     }
 }
 
-/// Opening a disk or one of its parents failed.
+/// One file could not be opened.
 #[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// The file contradicts MS-VHDX.
+pub(crate) enum LayerError {
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// The storage failed, or somebody else holds the lock.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The chain does not fit together, or the parent policy forbids it.
-    #[error(transparent)]
-    Chain(#[from] ChainError),
-    /// The file has no log, so it cannot be changed safely.
-    #[error("the file has no log (LogLength is 0), so it can only be opened read-only")]
-    NoLog,
-    /// The disk could not be examined as `untrusted` asks.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
 }
 
-impl OpenError {
-    /// The coarse sort of failure.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Format(e) => e.kind(),
-            Self::Storage(e) => e.kind(),
-            Self::Chain(e) => e.kind(),
-            Self::NoLog => ErrorKind::Unsupported,
-            Self::Disk(e) => e.kind(),
-        }
-    }
-}
-
-impl From<HeaderError> for OpenError {
+impl From<HeaderError> for LayerError {
     fn from(e: HeaderError) -> Self {
         match e {
             HeaderError::Format(e) => Self::Format(e),
@@ -154,62 +127,15 @@ impl From<HeaderError> for OpenError {
     }
 }
 
-impl From<MapError> for OpenError {
-    fn from(e: MapError) -> Self {
-        match e {
-            MapError::Format(e) => Self::Format(*e),
-            MapError::Storage(e) => Self::Storage(*e),
-        }
-    }
-}
-
-/// Creating a disk failed; nothing is left under its name.
+/// A new file could not be laid down.
 #[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CreateError {
-    /// The sizes do not make a disk.
+pub(crate) enum LayDownError {
     #[error(transparent)]
     Geometry(#[from] GeometryError),
-    /// An option is out of its range.
     #[error("{option} is {value}, {rule}")]
-    Option {
-        /// The option's name.
-        option: &'static str,
-        /// Its value.
-        value: u64,
-        /// What it must be.
-        rule: &'static str,
-    },
-    /// The parent cannot be used.
-    #[error("parent: {0}")]
-    Parent(Box<OpenError>),
-    /// The parent's data write GUID is zero, so a child could never tell it from another.
-    #[error("the parent has no identity (its DataWriteGuid is zero)")]
-    ParentWithoutIdentity,
-    /// No path from the child to the parent can be written down in a parent locator.
-    #[error("the path to the parent cannot be stored: {0}")]
-    ParentPath(&'static str),
-    /// A storage that should be empty is not.
+    Option { option: &'static str, value: u64, rule: &'static str },
     #[error("the storage for the new disk is not empty")]
     NotEmpty,
-    /// The storage failed, or the name is taken.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The new file could not be opened again.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-}
-
-impl CreateError {
-    /// The coarse sort of failure.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Geometry(_) | Self::Option { .. } | Self::ParentPath(_) => ErrorKind::InvalidInput,
-            Self::Parent(e) => e.kind(),
-            Self::ParentWithoutIdentity => ErrorKind::Unsupported,
-            Self::NotEmpty => ErrorKind::AlreadyExists,
-            Self::Storage(e) => e.kind(),
-            Self::Open(e) => e.kind(),
-        }
-    }
 }

@@ -3,7 +3,7 @@
 //! A layer answers for its own file only: *this file holds it here*, *this file says zero*, *ask the parent*. Ancestors are
 //! layers and nothing else; a disk that is written to has a `Writer` beside its layer.
 
-use super::error::OpenError;
+use super::error::LayerError;
 use crate::format::{
     self, BitmapState, CurrentHeader, Fault, FormatError, HEADER_SECTION, Header, HeaderSlot, Metadata, MetadataItem, MetadataTable,
     PayloadState, REGION_TABLES, Region, RegionTable, TABLE_LEN,
@@ -81,7 +81,7 @@ impl std::fmt::Debug for Layer {
 
 impl Layer {
     /// Opens one file in the order of our format reference §1.8: identifier, headers, log, regions, metadata.
-    pub(crate) fn open(file: Arc<dyn Storage>, path: Option<PathBuf>, access: Access) -> Result<Self, OpenError> {
+    pub(crate) fn open(file: Arc<dyn Storage>, path: Option<PathBuf>, access: Access) -> Result<Self, LayerError> {
         let original = Arc::clone(&file);
         let file_len = storage::len(&*file)?;
         let (creator, current) = read_header_section(&*file, file_len)?;
@@ -216,7 +216,7 @@ fn fences(header: &Header, regions: &RegionTable) -> Fences {
     Fences { taken }
 }
 
-fn read_header_section(file: &dyn Storage, file_len: u64) -> Result<(String, CurrentHeader), OpenError> {
+fn read_header_section(file: &dyn Storage, file_len: u64) -> Result<(String, CurrentHeader), LayerError> {
     if file_len < HEADER_SECTION {
         let fault = Fault::Truncated { needed: HEADER_SECTION, available: file_len };
         return Err(FormatError::new(Structure::File, FileOffset::new(0), fault).into());
@@ -241,7 +241,7 @@ fn read_header_section(file: &dyn Storage, file_len: u64) -> Result<(String, Cur
 }
 
 /// The first region table that is whole; the other one is only needed when it is not (MS-VHDX 2.2.3).
-fn read_regions(file: &dyn Storage, header: &Header, file_len: u64) -> Result<RegionTable, OpenError> {
+fn read_regions(file: &dyn Storage, header: &Header, file_len: u64) -> Result<RegionTable, LayerError> {
     let log = (header.log_length > 0).then(|| (header.log_offset, u64::from(header.log_length)));
     let mut first_error = None;
     for at in REGION_TABLES {
@@ -261,7 +261,7 @@ fn read_regions(file: &dyn Storage, header: &Header, file_len: u64) -> Result<Re
 }
 
 /// Reads the metadata table and its items. Only as much of the table is read as its entry count needs, in pages.
-fn read_metadata(file: &dyn Storage, region: Region) -> Result<Metadata, OpenError> {
+fn read_metadata(file: &dyn Storage, region: Region) -> Result<Metadata, LayerError> {
     const FIRST: usize = 4096;
     let mut table = vec![0; TABLE_LEN];
     storage::read_exact(file, &mut table[..FIRST], region.offset.get())?;

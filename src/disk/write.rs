@@ -169,7 +169,9 @@ impl Writer {
     /// The block becomes partially present: only the caller's sectors are written, the rest still comes from the parent.
     fn first_touch_sectors(&self, backing: &dyn Backing, cold: &Cold<'_>) -> Result<(), DiskError> {
         let g = &self.layer.geometry;
-        let space = self.allocate(g.block_mib(), false)?;
+        // The tail of a last block that the disk's end cuts must be zeros, should the disk ever grow; no bitmap bit hides it.
+        let cut = u64::from(g.visible_len(cold.block)) < g.block_size();
+        let space = self.allocate(g.block_mib(), cut)?;
         self.put_completed(backing, cold, space.home, |_| Ok(false))
             .and_then(|()| self.publish_partial(cold.block, cold.sectors, space.home))
             .inspect_err(|_| self.space.lock().give_back(space))

@@ -109,6 +109,30 @@ fn row_44_a_cut_block_grows_when_it_is_written() {
     assert!(buf[cut..cut + 512].iter().all(|&b| b == 0xB0) && buf[cut + 512..].iter().all(|&b| b == 0));
 }
 
+/// Bits of a block that was not partially present are leftovers: the first write of a sector shows that sector and no other.
+#[test]
+fn row_32_stale_bits_do_not_come_alive() {
+    let mut base = Vhdx::dynamic(8 * MIB, MIB as u32);
+    base.bat.insert(2, present(DATA_AT));
+    base.fill(DATA_AT, MIB, 0xA0);
+    base.len = 5 * MIB;
+    let mut child = Vhdx::child_of(&base, "base.vhdx");
+    child.bat.insert(4096, present(DATA_AT));
+    child.fill(DATA_AT, MIB, 0xFF);
+    child.len = 5 * MIB;
+    let chain = [child.build().storage(), base.build().storage()];
+    let disk = open(&chain, &writable()).unwrap();
+    disk.write_at(&[0xB0; 512], 2 * MIB + 512).unwrap();
+    let mut want = vec![0xA0; MIB as usize];
+    want[512..1024].fill(0xB0);
+    let mut got = vec![0; MIB as usize];
+    disk.read_at(&mut got, 2 * MIB).unwrap();
+    assert!(got == want, "in the session");
+    disk.close().unwrap();
+    open(&chain, &OpenOptions::new()).unwrap().read_at(&mut got, 2 * MIB).unwrap();
+    assert!(got == want, "after it");
+}
+
 /// Unknown optional regions and items outlive a session of writes.
 #[test]
 fn row_21_what_is_unknown_is_kept() {

@@ -51,13 +51,13 @@ pub struct Op {
 
 /// Out of 1000.
 const WEIGHTS: [(Kind, u64); 11] = [
-    (Kind::Write, 560),
+    (Kind::Write, 570),
     (Kind::Zero, 70),
     (Kind::Trim, 45),
     (Kind::Read, 150),
     (Kind::Flush, 80),
-    (Kind::Close, 14),
-    (Kind::Drop, 16),
+    (Kind::Close, 9),
+    (Kind::Drop, 11),
     (Kind::Extents, 30),
     (Kind::Child, 10),
     (Kind::Beyond, 5),
@@ -85,7 +85,10 @@ impl Op {
         let (start, size, sector, block) = (disk.start, disk.size, disk.sector, disk.block);
         let window = size - start;
         let somewhere = start + rng.below(window);
-        let at = if rng.below(3) > 0 {
+        let at = if rng.below(6) == 0 {
+            // Where the last write ended: sequential writers fill blocks up.
+            disk.last_end
+        } else if rng.below(3) > 0 {
             let step = [sector, 4096, block, block, sector << 15, sector << 23, window][rng.below(7) as usize];
             let border = match rng.below(8) {
                 0 => size,
@@ -102,9 +105,11 @@ impl Op {
             }
         };
         let at = at.clamp(start, size);
+        let to_border = (at / block + 1) * block - at;
         let blocks = block * (1 + rng.below(3));
         let len = match rng.below(if matches!(self.kind, Kind::Trim | Kind::Zero | Kind::Extents) { 20 } else { 120 }) {
             0 => rng.below(4),
+            90..100 => (to_border + [0, sector][rng.below(2) as usize]).saturating_sub([0, 1, sector, 2 * sector][rng.below(4) as usize]),
             1..4 => blocks,
             4 => blocks + sector,
             5 => blocks - 1,

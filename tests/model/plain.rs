@@ -32,6 +32,8 @@ pub struct Layer {
     /// Hashes of what such pieces held in between.
     between: HashMap<u32, Vec<u64>>,
     pub own: Vec<Own>,
+    /// Where the last write ended.
+    pub last_end: u64,
 }
 
 fn hash(piece: &[u8]) -> u64 {
@@ -61,6 +63,7 @@ impl Layer {
             between: HashMap::new(),
             own: vec![Own::No; len / sector as usize],
             bytes,
+            last_end: start,
             start,
             size,
             block,
@@ -98,6 +101,7 @@ impl Layer {
 
     pub fn write(&mut self, at: u64, data: &[u8]) {
         self.touch(at, data.len() as u64, Own::Yes);
+        self.last_end = at + data.len() as u64;
         let from = self.index(at);
         self.bytes[from..from + data.len()].copy_from_slice(data);
     }

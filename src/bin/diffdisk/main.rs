@@ -1,1 +1,93 @@
-fn main() {}
+//! `diffdisk`, the command line: it parses arguments, calls the library and prints. No engine logic lives here.
+//!
+//! One file per group of verbs, each with its arguments (`XArgs`) and a `run(&XArgs, &Context)`. Around them:
+//!
+//! | file | what |
+//! |---|---|
+//! | `args.rs` | sizes with K M G T, `--parents`, formats |
+//! | `context.rs` | `--json`, standard output that may go away, progress bars, Ctrl-C |
+//! | `error.rs`, `exit.rs` | one error type; the only place that turns it into an exit code |
+//! | `source.rs` | raw files and disks behind one face: bytes, and where they are not holes |
+//! | `buffer.rs` | page-aligned buffers and the search for zeros |
+
+mod args;
+mod buffer;
+mod check;
+mod compare;
+mod content;
+mod context;
+mod convert;
+mod create;
+mod demo;
+mod digest;
+mod error;
+mod exit;
+mod info;
+mod map;
+mod serve;
+mod shell;
+mod source;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use context::Context;
+use error::CliError;
+use std::process::ExitCode;
+
+/// Copy-on-write virtual disks in real VHDX files.
+#[derive(Debug, Parser)]
+#[command(name = "diffdisk", version, about, propagate_version = true, after_help = exit::HELP)]
+struct Cli {
+    /// Print JSON on standard output; errors become one line of JSON on standard error.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Create(create::CreateArgs),
+    Info(info::InfoArgs),
+    Check(check::CheckArgs),
+    Map(map::MapArgs),
+    Digest(digest::DigestArgs),
+    Read(content::ReadArgs),
+    Write(content::WriteArgs),
+    Trim(content::TrimArgs),
+    Convert(convert::ConvertArgs),
+    Compare(compare::CompareArgs),
+    Serve(serve::ServeArgs),
+    Demo(demo::DemoArgs),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
+}
+
+impl Verb {
+    fn run(&self, ctx: &Context) -> Result<(), CliError> {
+        match self {
+            Self::Create(args) => create::run(args, ctx),
+            Self::Info(args) => info::run(args, ctx),
+            Self::Check(args) => check::run(args, ctx),
+            Self::Map(args) => map::run(args, ctx),
+            Self::Digest(args) => digest::run(args, ctx),
+            Self::Read(args) => content::run_read(args, ctx),
+            Self::Write(args) => content::run_write(args, ctx),
+            Self::Trim(args) => content::run_trim(args, ctx),
+            Self::Convert(args) => convert::run(args, ctx),
+            Self::Compare(args) => compare::run(args, ctx),
+            Self::Demo(args) => demo::show(args, ctx),
+            Self::Serve(args) => serve::run(args, ctx),
+            Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),
+            Self::Man(args) => shell::run_man(args, Cli::command(), ctx),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return exit::usage(&e),
+    };
+    let ctx = Context::new(cli.json);
+    exit::finish(cli.verb.run(&ctx), &ctx)
+}

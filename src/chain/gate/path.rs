@@ -4,6 +4,7 @@
 //! form and, on other systems, a plain absolute path in the place of the last. Nothing here asks the file system about a path that
 //! came out of a file: `..` is resolved as text, as Windows does it.
 
+use crate::storage::{Operation, StorageError};
 use std::path::{Component, Path, PathBuf};
 
 const UNC_ROOT: &str = r"\\";
@@ -149,6 +150,11 @@ impl WindowsTable {
         let (prefix, dir) = self.0.iter().filter(|(prefix, _)| matches(prefix)).max_by_key(|(prefix, _)| prefix.len())?;
         Some(dir.join(path[prefix.len()..].iter().collect::<PathBuf>()))
     }
+}
+
+/// The path without links, for a file that is there.
+pub(crate) fn canonical(path: &Path) -> Result<PathBuf, StorageError> {
+    std::fs::canonicalize(path).map_err(|e| StorageError::new(Operation::Open, 0, e))
 }
 
 /// A path of the caller's without links; where there is nothing yet, at least an absolute one.
