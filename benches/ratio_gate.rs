@@ -68,7 +68,7 @@ impl Line<'_> {
     fn measure(&mut self) -> Outcome {
         let (mut subject, mut yardstick) = (Vec::new(), Vec::new());
         // The first round warms up both.
-        ((self.subject)(), (self.yardstick)());
+        let _ = ((self.subject)(), (self.yardstick)());
         for round in 0..ROUNDS {
             // Taking turns at going first, so that neither always finds the caches as the other left them.
             if round % 2 == 0 {
