@@ -192,6 +192,10 @@ fn diverged(layer: &Layer) -> Result<u64, DiskError> {
     let mut total = 0;
     layer.bat.walk(&*layer.file, u64::MAX, |index, word| -> Result<(), DiskError> {
         let Some(BatRole::Payload(block)) = g.bat_role(index) else { return Ok(()) };
+        // An entry that breaks a rule cannot be read either.
+        if layer.bat.fault(index, word).is_some() {
+            return Ok(());
+        }
         total += match PayloadState::decode(word) {
             Ok(PayloadState::FullyPresent(_)) => u64::from(g.visible_len(block)),
             Ok(PayloadState::PartiallyPresent(_)) => present_bytes(layer, block)?,
