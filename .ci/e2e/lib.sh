@@ -17,7 +17,7 @@ socket=$work/socket
 uri="nbd+unix:///?socket=$socket"
 fuse_dir=$work/fuse
 fs=$work/fs
-server='' fuse='' loop=''
+server='' fuse='' fuse_shell='' loop=''
 
 die() {
     echo "$name: $*" >&2
@@ -100,40 +100,58 @@ crash() {
     server=''
 }
 
+of_loop() {
+    echo "/sys/block/${loop#/dev/}/$1"
+}
+
 # attach [SOCKET [NBDFUSE OPTION...]]: the served disk becomes a file (nbdfuse) and that file a block device ($loop).
 attach() {
-    local from=${1:-$socket} ready
+    local from=${1:-$socket} ready rest=''
     [ $# = 0 ] || shift
     mkdir -p "$fuse_dir" "$fs"
     mkfifo "$work/ready"
     exec {ready}<>"$work/ready"
-    nbdfuse "$@" -P "$work/ready" "$fuse_dir/disk" --unix "$from" {ready}>&- &
-    fuse=$!
-    read -r -t 30 -n 1 <&"$ready" || die "nbdfuse does not come up" # it writes its id, without a line's end, when it is ready
+    # The inner shell swallows bash's word on how its child ended: nbdfuse 1.14 fails an assertion when its server is killed.
+    (nbdfuse "$@" -P "$work/ready" "$fuse_dir/disk" --unix "$from" {ready}>&- || true) 2>>"$work/nbdfuse.txt" &
+    fuse_shell=$!
+    # It writes its id, without a line's end, when it is ready.
+    read -r -t 30 -n 1 fuse <&"$ready" || die "nbdfuse does not come up: $(tail -1 "$work/nbdfuse.txt")"
+    read -r -t 0.1 rest <&"$ready" || true
+    fuse+=$rest
     exec {ready}>&-
     rm "$work/ready"
     # Direct: what the guest has written is in our server, not in a second page cache; a flush of the device becomes an fsync of the
     # FUSE file, which nbdfuse sends as NBD_CMD_FLUSH.
     loop=$(losetup -f --show --direct-io=on "$fuse_dir/disk")
-    grep -q 'write back' "/sys/block/${loop#/dev/}/queue/write_cache" || die "$loop swallows flushes"
+    grep -q 'write back' "$(of_loop queue/write_cache)" || die "$loop swallows flushes"
+    flushes_before=$(awk '{ print $16 }' "$(of_loop stat)")
 }
 
 # Works as well when the server or nbdfuse is dead: then the file system cannot write its last words, and that is the point.
 detach() {
     if is_mounted "$fs"; then umount "$fs" 2>/dev/null || umount -l "$fs"; fi
-    if [ -n "$loop" ]; then losetup -d "$loop" || true; fi
+    if [ -n "$loop" ]; then
+        # What `swallow_flushes` did would stay with the device for whoever gets it next.
+        echo 'write back' >"$(of_loop queue/write_cache)"
+        losetup -d "$loop" || true
+    fi
     if is_mounted "$fuse_dir"; then umount "$fuse_dir" 2>/dev/null || umount -l "$fuse_dir"; fi
     if [ -n "$fuse" ]; then
         # Without its mount nbdfuse ends by itself; one whose server is dead may not.
         [ -n "$server" ] || kill -9 "$fuse" 2>/dev/null || true
-        wait "$fuse" 2>/dev/null || true
+        wait "$fuse_shell" || true
     fi
     loop='' fuse=''
 }
 
-# How many flushes the block device has sent down, and seen answered, since it exists.
+# How many flushes the block device has sent down, and seen answered, since it was attached.
 device_flushes() {
-    awk '{ print $16 }' "/sys/block/${loop#/dev/}/stat"
+    echo $(($(awk '{ print $16 }' "$(of_loop stat)") - flushes_before))
+}
+
+# For a control: the kernel believes that the device has no cache and sends no flush from now on.
+swallow_flushes() {
+    echo 'write through' >"$(of_loop queue/write_cache)"
 }
 
 # What else a script has to end comes first: it redefines this.
