@@ -43,7 +43,7 @@ impl Disk {
         let file = if options.writable { FileStorage::open_write(path)? } else { FileStorage::open_read(path)? };
         let access = if options.writable { Access::Writable } else { Access::ReadOnly };
         // Parents first: a chain that does not open must not leave a replayed leaf behind.
-        let probe = Layer::open(Arc::new(file), Some(path.to_owned()), Access::ReadOnly)?;
+        let probe = Layer::open(Arc::new(file), Some(path.to_owned()))?;
         let parents = match (&options.parents, probe.has_parent()) {
             (_, false) => Parents::None,
             (ParentPolicy::Deny, true) => Parents::NotOpened,
