@@ -160,7 +160,8 @@ impl Layer {
         self.bat.payload(block, &*self.file)
     }
 
-    /// Where the sector bitmap of a partially present block is.
+    /// Where the sector bitmap of a partially present block is. Asked only when a page of it has to be read.
+    #[cold]
     pub(crate) fn bitmap_home(&self, block: BlockIndex) -> Result<BlockHome, MapError> {
         match self.bat.bitmap(self.geometry.chunk_of(block), &*self.file)? {
             BitmapState::Present(home) => Ok(home),
@@ -205,6 +206,7 @@ impl Layer {
         Ok(next.map_or(u64::MAX, |block| g.block_start(block).get().saturating_sub(at.get())))
     }
 
+    #[inline]
     fn answer_by_sector(&self, at: VirtualOffset, len: u64, home: BlockHome) -> Result<(Answer, u64), MapError> {
         let g = &self.geometry;
         let block = g.block_of(at);
@@ -212,7 +214,7 @@ impl Layer {
         let into_sector = u64::from(within.get()) & u64::from(g.logical_sector() - 1);
         let sectors = (into_sector + len).div_ceil(u64::from(g.logical_sector())) as u32;
         let first = g.first_bit(block) + (within.get() >> g.sector_shift());
-        let run = self.bitmaps.run(g.chunk_of(block), first, sectors, self.bitmap_home(block)?, &*self.file)?;
+        let run = self.bitmaps.run(g.chunk_of(block), first, sectors, &*self.file, || self.bitmap_home(block))?;
         let bytes = ((u64::from(run.len) << g.sector_shift()) - into_sector).min(len);
         Ok((if run.present { Answer::Data(home.at(within)) } else { Answer::Parent }, bytes))
     }
