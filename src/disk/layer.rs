@@ -192,6 +192,24 @@ impl Layer {
         }
     }
 
+    /// For how many bytes from `at` on this file certainly holds nothing, as far as holes in its BAT tell; `u64::MAX` for all the rest
+    /// of the disk. A cheap question with a modest answer: 0 means only that it has to be asked block by block.
+    pub(crate) fn blank(&self, at: VirtualOffset) -> Result<u64, MapError> {
+        let g = &self.geometry;
+        if at.get() >= g.size() {
+            return Ok(u64::MAX);
+        }
+        let index = g.bat_index(g.block_of(at));
+        let entries = self.bat.blank(index, &*self.file)?;
+        if entries == 0 {
+            return Ok(0);
+        }
+        let end = u64::from(index.get()) + entries;
+        let next = u32::try_from(end).ok().and_then(|end| g.block_at_or_after(BatIndex::new(end)));
+        // A blank stretch that ends at a bitmap entry ends with the chunk before it.
+        Ok(next.map_or(u64::MAX, |block| g.block_start(block).get().saturating_sub(at.get())))
+    }
+
     #[inline]
     fn answer_by_sector(&self, at: VirtualOffset, len: u64, home: BlockHome) -> Result<(Answer, u64), MapError> {
         let g = &self.geometry;
