@@ -8,8 +8,17 @@
 #[path = "support/crash/mod.rs"]
 mod crash;
 
-use crash::campaign::Campaign;
-use std::sync::Mutex;
+use crash::campaign::{self, Campaign, Fixtures, first_violation};
+use crash::check::{self, Plan, Tally};
+use crash::edited::MISTAKES;
+use crash::fixture::{self, LEAF};
+use crash::run::Run;
+use crash::script::{self, Kind, Script};
+use diffdisk::storage::sim::{Choice, CrashOptions, CrashWalk, Share, SimWorld};
+use diffdisk::storage::{Storage, SyncSite, create_atomically};
+use diffdisk::{CreateError, Disk, OpenOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The tests use both cores themselves, so they take turns.
@@ -48,4 +57,167 @@ fn every_crash_leaves_old_or_new() {
     assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n\n"));
     assert!(tally.states >= wanted, "only {} distinct states, {wanted} were wanted", tally.states);
     assert!(outcome.attempts >= round, "the box ended before every script had a share");
+}
+
+/// Every barrier of the engine but those of creation, which `a_creation_is_all_or_nothing` tries.
+const BARRIERS: [SyncSite; 15] = [
+    SyncSite::HeaderWipe,
+    SyncSite::Identity,
+    SyncSite::Rewrite,
+    SyncSite::Payload,
+    SyncSite::LogStart,
+    SyncSite::Log,
+    SyncSite::Home,
+    SyncSite::LogTail,
+    SyncSite::CloseHome,
+    SyncSite::CloseFirst,
+    SyncSite::CloseSecond,
+    SyncSite::ReplayIdentity,
+    SyncSite::ReplayHome,
+    SyncSite::ReplayFirst,
+    SyncSite::ReplaySecond,
+];
+
+/// How a barrier that does nothing is looked for.
+fn sensitive(site: SyncSite, run: &Run, script: &Script) -> Plan {
+    // Shares of the crashes of a script and of those of a recovery, and how many recoveries are crashed.
+    let (share, deep_share, deep_every, only): (_, _, _, fn(&CrashWalk<'_>, &Choice) -> bool) = match site {
+        SyncSite::HeaderWipe => (1, 1, 1, check::nearly_whole_headers),
+        SyncSite::ReplayIdentity | SyncSite::ReplayHome | SyncSite::ReplayFirst | SyncSite::ReplaySecond => (256, 4, 1, check::everything),
+        SyncSite::Home | SyncSite::LogTail => (128, 1, 0, check::everything),
+        _ => (16, 1, 0, check::everything),
+    };
+    let mut options = check::options_for(run, script.piece);
+    options.no_op.insert(site);
+    options.limits.share = Share { of: share, nth: 0 };
+    Plan { options, deep_every, deep_share, only }
+}
+
+#[test]
+fn every_barrier_is_missed_when_it_does_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let seconds = knob("DIFFDISK_SENSITIVITY_SECONDS").unwrap_or(60);
+    let (began, campaign) = (Instant::now(), Campaign::new(7));
+    let (mut silent, mut all) = (Vec::new(), 0);
+    println!("{:<16} {:>7} {:>6}  first seen as", "barrier", "states", "s");
+    for site in BARRIERS {
+        let scripts = match site {
+            SyncSite::Home | SyncSite::LogTail => script::crowded(),
+            _ => campaign.short_scripts().to_vec(),
+        };
+        let start = Instant::now();
+        let end = start + Duration::from_secs(seconds);
+        let (notice, states) = first_violation(&scripts, &|run, script| sensitive(site, run, script), end);
+        let line = |text: &String| {
+            let mut lines = text.lines();
+            format!("{}:{}", lines.next().unwrap_or_default(), lines.nth(1).unwrap_or_default().chars().take(150).collect::<String>())
+        };
+        let text = notice.as_ref().map_or("NOT NOTICED".into(), line);
+        println!("{:<16} {states:>7} {:>6.1}  {text}", format!("{site:?}"), start.elapsed().as_secs_f64());
+        all += states;
+        silent.extend(notice.is_none().then_some(site));
+    }
+    println!(
+        "sensitivity: {} of {} barriers missed when they do nothing, {all} states, {:.0} s",
+        BARRIERS.len() - silent.len(),
+        BARRIERS.len(),
+        began.elapsed().as_secs_f64()
+    );
+    assert!(silent.is_empty(), "nothing goes wrong without these barriers, so they are needless or the checker is blind: {silent:?}");
+}
+
+#[test]
+fn every_barrier_of_the_scripts_is_on_the_list() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let fixtures = Fixtures::new(7);
+    let mut sites: BTreeSet<SyncSite> = BTreeSet::new();
+    for script in script::exhaustive().iter().step_by(7).chain(&script::crowded()) {
+        let (_, trace, _) = campaign::perform(fixtures.of(script.kind), script).expect("the script runs without a crash");
+        sites.extend(trace.sites());
+    }
+    let unknown: Vec<_> = sites.iter().filter(|site| !BARRIERS.contains(site)).collect();
+    assert!(sites.len() >= 8 && unknown.is_empty(), "barriers that nobody tries to do without: {unknown:?}");
+}
+
+/// Real traces with a few events moved: each mistake must show, and only the mistake.
+#[test]
+fn a_wrong_order_is_noticed() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let fixtures = Fixtures::new(7);
+    let noticed = MISTAKES.iter().map(|mistake| {
+        let [without, with] = campaign::with_and_without(&fixtures, mistake);
+        assert_eq!(without, Ok(()), "{}: the trace is wrong without the mistake", mistake.name);
+        let text = with.expect_err(mistake.name);
+        println!("wrong order: {}: {}", mistake.name, text.lines().next().unwrap_or_default().chars().take(160).collect::<String>());
+    });
+    println!("wrong order: {} of {} mistakes noticed", noticed.count(), MISTAKES.len());
+}
+
+/// A campaign in which no barrier works must drown in violations; if it does not, the tests above prove nothing.
+#[test]
+fn the_canary_dies() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let (fixtures, campaign) = (Fixtures::new(7), Campaign::new(7));
+    let mut died: BTreeMap<Kind, u64> = BTreeMap::new();
+    for script in campaign.short_scripts().iter().take(40) {
+        let plan = |run: &Run| {
+            let mut options = check::options_for(run, 512);
+            options.no_op.extend(run.world.trace().sites());
+            options.limits.share = Share { of: 16, nth: 0 };
+            Plan { options, deep_every: 0, deep_share: 1, only: check::everything }
+        };
+        if campaign::attempt(&fixtures, script, &plan, &mut |_| true, &mut Tally::default()).is_err() {
+            *died.entry(script.kind).or_default() += 1;
+        }
+    }
+    println!("canary: {died:?} of 40 scripts fail where no barrier works");
+    assert!(died.len() == 2 && died.values().all(|&died| died >= 5), "without any barrier almost nothing broke: {died:?}");
+}
+
+/// What crashes of a creation leave under the name: nothing, or a disk without a flaw. Returns how many images held one.
+fn creations(options: &CrashOptions) -> Result<(u64, u64), String> {
+    let world = SimWorld::new(7);
+    let fill = |file: &Arc<dyn Storage>| Disk::create_on(Arc::clone(file), &fixture::options(Kind::Dynamic)).map(drop);
+    create_atomically::<(), CreateError>(&world, LEAF, false, true, fill).expect("a disk is created");
+    let (trace, done) = (world.trace(), world.cut());
+    let mut walk = CrashWalk::new(&trace, options.clone());
+    let (mut states, mut whole, mut broken) = (0, 0, None);
+    loop {
+        let cut = walk.cut();
+        walk.for_each_choice(&mut |choice, image| {
+            states += 1;
+            broken = match image.boot(false).open(LEAF) {
+                None if cut < done => None,
+                None => Some(format!("the name is gone: {choice:?}")),
+                Some(file) => {
+                    whole += 1;
+                    let opened = Disk::open_on(file, Vec::new(), &OpenOptions::new()).map_err(|e| e.to_string());
+                    let report = opened.and_then(|disk| disk.check().map_err(|e| e.to_string()));
+                    match report {
+                        Ok(report) if report.errors.is_empty() && report.warnings.is_empty() => None,
+                        bad => Some(format!("under its final name, and not whole: {bad:?} {choice:?}")),
+                    }
+                }
+            };
+            broken.is_none()
+        });
+        if let Some(what) = broken {
+            return Err(format!("cut {cut}: {what}"));
+        }
+        if walk.step().is_none() {
+            return Ok((states, whole));
+        }
+    }
+}
+
+#[test]
+fn a_creation_is_all_or_nothing() {
+    let harsh = CrashOptions { harsh: true, ..CrashOptions::default() };
+    let (states, whole) = creations(&harsh).unwrap();
+    println!("creation: {states} states, {whole} with a whole disk under its name");
+    assert!(whole > 0 && whole < states);
+    let no_file = CrashOptions { no_op: [SyncSite::Create].into(), ..harsh.clone() };
+    let no_dir = CrashOptions { no_op_dir: true, ..harsh };
+    assert!(creations(&no_file).is_err(), "nothing goes wrong when the new file is not synced");
+    assert!(creations(&no_dir).is_err(), "nothing goes wrong when the directory is not synced");
 }

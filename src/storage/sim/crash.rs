@@ -206,7 +206,7 @@ impl fmt::Debug for CrashOptions {
 }
 
 /// A place in a trace: what is durable there, and what is pending.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CrashWalk<'t> {
     trace: &'t Trace,
     options: CrashOptions,

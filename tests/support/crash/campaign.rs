@@ -5,7 +5,8 @@
 //! what a campaign of so many rounds tries is always the same.
 
 use super::check::{self, Plan, Tally, Violation};
-use super::fixture::{Fixture, LEAF};
+use super::edited::Mistake;
+use super::fixture::Fixture;
 use super::run::Run;
 use super::script::{self, Kind, Script};
 use diffdisk::storage::sim::{Fixed, Limits, Share, Trace};
@@ -94,6 +95,11 @@ impl Campaign {
         Self { seed, scripts, short }
     }
 
+    /// The scripts of the alphabet, in the order of a round.
+    pub fn short_scripts(&self) -> &[Script] {
+        &self.scripts[..self.short]
+    }
+
     /// Attempts in a round.
     pub fn round(&self) -> usize {
         self.scripts.len() + RANDOM
@@ -108,7 +114,7 @@ impl Campaign {
         let share = Share { of: SHARES, nth: (attempt / self.round()) as u64 };
         let mut options = check::options_for(run, script.piece);
         options.limits = Limits { share, ..Limits::default() };
-        Plan { options, deep_every: 32, deep_share: 64 }
+        Plan { options, deep_every: 32, deep_share: 64, only: check::everything }
     }
 
     /// Tries attempt after attempt while `go_on` says so.
@@ -173,4 +179,21 @@ pub fn first_violation(scripts: &[Script], plan: &(dyn Fn(&Run, &Script) -> Plan
         }
     });
     (notice.into_inner().unwrap(), states.into_inner() as u64)
+}
+
+/// Performs the script of a mistake and tries its crashes, as they are and as the mistake makes them.
+pub fn with_and_without(fixtures: &Fixtures, mistake: &Mistake) -> [Result<(), String>; 2] {
+    [false, true].map(|made| {
+        let script =
+            Script { kind: mistake.kind, log_start: 0, name: mistake.name.into(), ops: mistake.ops.into(), interesting: 0, piece: 512 };
+        let _fixed = Fixed::new(0xF1, 0);
+        let (mut run, mut trace, _) = perform(fixtures.of(script.kind), &script)?;
+        if made {
+            mistake.make(&mut run, &mut trace);
+        }
+        let mut options = check::options_for(&run, script.piece);
+        options.limits = Limits { share: Share { of: 8, nth: 0 }, ..Limits::default() };
+        let plan = Plan { options, deep_every: 0, deep_share: 1, only: check::everything };
+        check::crash(&run, &trace, 0, &plan, &mut |_| true, &mut Tally::default()).map_err(|v| format!("cut {}: {}", v.cut, v.what))
+    })
 }

@@ -6,7 +6,7 @@ use super::ledger::{Expected, Runs, append, join};
 use super::run::{Run, Session, current, headers};
 use super::script::{MIB, Op};
 use super::value::PIECE;
-use diffdisk::storage::sim::{Choice, CrashImage, CrashOptions, CrashWalk, Event, Fixed, Flight, Limits, Share, Torn, Trace};
+use diffdisk::storage::sim::{Atom, Choice, Class, CrashImage, CrashOptions, CrashWalk, Event, Fixed, Flight, Limits, Share, Torn, Trace};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,6 +39,20 @@ pub struct Plan {
     pub deep_every: u64,
     /// Of the crashes of such a recovery one in this many is tried.
     pub deep_share: u64,
+    /// Which images to try, of those that the options name.
+    pub only: fn(&CrashWalk<'_>, &Choice) -> bool,
+}
+
+/// For plans that leave nothing out.
+pub fn everything(_: &CrashWalk<'_>, _: &Choice) -> bool {
+    true
+}
+
+/// Images in which a header is torn in one piece and everything else landed: one that is good again once that piece is.
+pub fn nearly_whole_headers(walk: &CrashWalk<'_>, choice: &Choice) -> bool {
+    let Some(Torn { atom, twin: None, how: Flight::Junk }) = choice.flight else { return false };
+    let is_header = |atom: &Atom| matches!(atom.class(), Class::HeaderA | Class::HeaderB);
+    is_header(&walk.pending()[atom]) && choice.kept.iter().filter(|&&kept| !kept).count() == 1
 }
 
 /// What every image of one cut is held against.
@@ -80,8 +94,9 @@ pub fn crash(
             let frame = Frame::new(run, &stretches, &walk);
             let floor = run.floor_op(cut);
             let mut broken = None;
+            let here = walk.clone();
             walk.for_each_choice(&mut |choice, image| {
-                if !seen.insert((image.hash(), floor)) {
+                if !(plan.only)(&here, choice) || !seen.insert((image.hash(), floor)) {
                     return true;
                 }
                 tally.states += u64::from(fresh(image.hash()));
@@ -118,7 +133,7 @@ fn one_image(
             let share = Share { of: plan.deep_share, nth: 1 + luck / 7 };
             let limits = Limits { exhaustive: 6, payload: 4, random: 2, share };
             let options = CrashOptions { limits, ..plan.options.clone() };
-            let plan = Plan { options, deep_every: 0, deep_share: 1 };
+            let plan = Plan { options, deep_every: 0, deep_share: 1, only: everything };
             let mut inner = Tally::default();
             crash(&second, &second.world.trace(), 0, &plan, fresh, &mut inner)
                 .map_err(|v| format!("in the recovery: {} (cut {}, {:?})\n{}", v.what, v.cut, v.choice, v.report))?;

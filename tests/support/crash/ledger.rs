@@ -78,14 +78,17 @@ impl Ledger {
     /// The values that pieces of these stretches may hold: the one before the operation `floor`, and those of the operations from there
     /// on that `issued` names.
     pub fn expect(&self, stretches: &[Range<u64>], floor: usize, issued: impl Fn(usize) -> bool) -> Vec<Expected> {
+        let known = self.initial.iter().chain(&self.observed).map(|(pieces, _)| pieces);
+        let known = known.chain(self.changes.iter().map(|change| &change.pieces));
+        let mut all: Vec<u64> = known.flat_map(|pieces| [pieces.start, pieces.end]).collect();
+        all.sort_unstable();
+        all.dedup();
         let mut out = Vec::new();
         for stretch in stretches {
-            let mut borders = BTreeSet::from([stretch.start, stretch.end]);
-            let known = self.initial.iter().chain(&self.observed).map(|(pieces, _)| pieces);
-            for pieces in known.chain(self.changes.iter().map(|change| &change.pieces)) {
-                borders.extend([pieces.start, pieces.end].into_iter().filter(|at| stretch.contains(at)));
-            }
-            let borders: Vec<u64> = borders.into_iter().collect();
+            let inside = all.partition_point(|&at| at <= stretch.start)..all.partition_point(|&at| at < stretch.end);
+            let mut borders = vec![stretch.start];
+            borders.extend(&all[inside]);
+            borders.push(stretch.end);
             for pair in borders.windows(2) {
                 let mut values = vec![self.value(pair[0], floor).clone()];
                 let later = self.changes_of(pair[0]).filter(|change| change.op >= floor && issued(change.op));

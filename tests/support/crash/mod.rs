@@ -5,6 +5,7 @@
 
 pub mod campaign;
 pub mod check;
+pub mod edited;
 pub mod fixture;
 pub mod ledger;
 pub mod run;
