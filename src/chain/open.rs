@@ -198,7 +198,7 @@ fn lock_if_there(path: &Path) -> Result<Option<FileStorage>, StorageError> {
 }
 
 /// What the locator of a new child says: the way from its directory (a path without links), and the absolute path.
-fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
+pub(super) fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
     if identity.get().is_zero() {
         return Err(CreateError::ParentWithoutIdentity);
     }
