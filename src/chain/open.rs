@@ -183,7 +183,7 @@ fn create_storage(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &
     let volume = DirVolume::open(dir)?;
     // A file that somebody has open, as a disk or as a parent, is not replaced under them: its lock is held until the new
     // one has the name.
-    let _replaced = if options.overwrite { lock_if_there(path)? } else { None };
+    let _replaced = if options.overwrite && !options.holds_lock { lock_if_there(path)? } else { None };
     let (leaf, ()) = storage::create_atomically(&volume, name, options.overwrite, options.durable, |file| blueprint.lay_down(&**file))?;
     Ok(leaf)
 }
