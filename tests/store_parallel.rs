@@ -167,7 +167,11 @@ fn a_killed_process_leaves_nothing_that_a_sweep_does_not_clear() {
         let mut made = BTreeSet::new();
         // The kill falls somewhere behind the line; how far is up to the machine.
         for (verb, path) in lines.filter_map(|line| said(&line)).take(1 + round) {
-            if verb == "made" { made.insert(path) } else { made.remove(&path) };
+            if verb == "made" {
+                made.insert(path)
+            } else {
+                made.remove(&path)
+            };
         }
         child.kill().unwrap();
         child.wait().unwrap();

@@ -1,10 +1,10 @@
 //! Telling a differencing disk where its parent is now.
 
+use super::ParentPolicy;
 use super::disk::Disk;
 use super::error::{ChainError, CreateError, OpenError};
 use super::gate::directory_of;
 use super::options::OpenOptions;
-use super::ParentPolicy;
 use crate::disk::error::DiskError;
 use crate::disk::relink::RelinkFault;
 use crate::format::ParentLocator;

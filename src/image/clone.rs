@@ -201,11 +201,12 @@ impl CloneDisk {
         if record.protected { Err(StoreError::Protected { clone: self.path.clone() }) } else { Ok(()) }
     }
 
-    /// Puts a new empty leaf over the files of `line`, nearest first, in place of the present one.
+    /// Puts a new empty leaf over the files of `line`, nearest first, in place of the present one. The caller holds the lock of
+    /// that one.
     pub(super) fn put_leaf(&self, line: &[PathBuf], block_size: Option<u64>, durability: Durability) -> Result<(), StoreError> {
         let (parent, below) = line.split_first().expect("a clone stands on something");
         let mut options =
-            CreateOptions::child().overwrite(true).durable(durability.is_durable()).parent_policy(ParentPolicy::Paths(below.to_vec()));
+            CreateOptions::child().overwrite_locked().durable(durability.is_durable()).parent_policy(ParentPolicy::Paths(below.to_vec()));
         if let Some(block_size) = block_size {
             options = options.block_size(block_size);
         }

@@ -131,7 +131,8 @@ pub(super) fn expand(pattern: &Path, values: &Placeholders<'_>, n: u64) -> Resul
 /// Who is at work, for names and records.
 pub(super) fn user() -> String {
     let named = ["USER", "LOGNAME", "USERNAME"].into_iter().filter_map(|key| std::env::var(key).ok()).find(|name| !name.is_empty());
-    let clean = |name: String| name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).collect();
+    let clean =
+        |name: String| name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).collect();
     named.map_or_else(|| "nobody".to_owned(), clean)
 }
 

@@ -56,7 +56,8 @@ pub(super) fn seal(
     let work = workspace.disk();
     let disk = Disk::open(&work, &OpenOptions::new().parents(ParentPolicy::Deny)).map_err(StoreError::open(&work))?;
     let info = disk.info().map_err(StoreError::disk(&work))?;
-    let unsound = |what: String| StoreError::Damaged { path: work.clone(), what, next: "the steps that changed it must leave a sound disk" };
+    let unsound =
+        |what: String| StoreError::Damaged { path: work.clone(), what, next: "the steps that changed it must leave a sound disk" };
     if info.kind == DiskKind::Differencing {
         return Err(unsound("it has become a differencing disk".into()));
     }

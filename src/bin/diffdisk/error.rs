@@ -1,7 +1,7 @@
 //! The one error of the command line: what sort of thing went wrong, and one sentence for a person.
 
 use diffdisk::storage::{Operation, StorageError};
-use diffdisk::{ChainError, CreateError, DiskError, ErrorKind, OpenError};
+use diffdisk::{ChainError, CreateError, DiskError, ErrorKind, OpenError, StoreError};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -79,6 +79,12 @@ impl From<StorageError> for CliError {
     }
 }
 
+impl From<StoreError> for CliError {
+    fn from(e: StoreError) -> Self {
+        Self::new(e.kind(), e.to_string())
+    }
+}
+
 impl From<ChainError> for CliError {
     fn from(e: ChainError) -> Self {
         Self::new(e.kind(), e.to_string())
@@ -119,8 +125,9 @@ impl From<DiskError> for CliError {
 
 impl From<io::Error> for CliError {
     fn from(e: io::Error) -> Self {
-        // The library's own mapping from what the system says.
-        StorageError::new(Operation::Open, 0, e).into()
+        // The library's own mapping from what the system says; the call that failed is not known here.
+        let message = e.to_string();
+        Self::new(StorageError::new(Operation::Open, 0, e).kind(), message)
     }
 }
 
