@@ -135,3 +135,79 @@ fn with_paths(old: &ParentLocator, new: &ParentLocator) -> ParentLocator {
     let paths = new.entries.iter().filter(|(key, _)| is_path(key));
     ParentLocator { entries: kept.chain(paths).cloned().collect() }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::chain::CreateOptions;
+    use crate::guid::DataWriteGuid;
+    use crate::storage::Storage;
+    use crate::storage::sim::{CrashOptions, CrashWalk, SimWorld};
+    use crate::sync::Arc;
+    use std::collections::HashSet;
+
+    type Given = Vec<Arc<dyn Storage>>;
+
+    fn alone(writable: bool) -> OpenOptions {
+        OpenOptions::new().parents(ParentPolicy::Deny).writable(writable)
+    }
+
+    fn locator_of(disk: &Disk) -> ParentLocator {
+        disk.leaf.metadata.parent_locator.clone().unwrap()
+    }
+
+    /// Whatever a crash in the middle of a relink leaves, the child opens, has its old locator or the new one, keeps its data write GUID
+    /// and shows what it showed; and relinking again works.
+    #[test]
+    fn every_crash_leaves_the_old_locator_or_the_new_one() {
+        let world = SimWorld::new(3);
+        let (base, child) = (world.create("base"), world.create("child"));
+        let id = child.file();
+        let parents: Given = vec![base];
+        let options = CreateOptions::dynamic(4 << 20);
+        Disk::create_on(Arc::clone(&parents[0]), &options).unwrap().close().unwrap();
+        let disk = Disk::create_child_on(child.clone(), parents.clone(), &CreateOptions::child()).unwrap();
+        disk.write_at(&[7; 512], 1 << 20).unwrap();
+        disk.close().unwrap();
+        world.forget();
+
+        let disk = Disk::open_on(child, Vec::new(), &alone(true)).unwrap();
+        let (old, data_write) = (locator_of(&disk), disk.leaf.header.data_write);
+        let long = format!(r".\{}\p.vhdx", "directory".repeat(600));
+        let linkage = DataWriteGuid::new(old.linkage().unwrap());
+        let new = ParentLocator::new(linkage, &[("relative_path", &long), ("absolute_win32_path", r"\p.vhdx")]);
+        disk.writer.as_ref().unwrap().rewrite_locator(&new).unwrap();
+        drop(disk);
+
+        let trace = world.trace();
+        let mut walk = CrashWalk::new(&trace, CrashOptions { harsh: true, ..CrashOptions::default() });
+        let (mut states, mut seen) = (HashSet::new(), [0, 0]);
+        loop {
+            walk.for_each_choice(&mut |_, image| {
+                if !states.insert(image.hash()) {
+                    return true;
+                }
+                let again: Arc<dyn Storage> = image.file(id).unwrap();
+                let disk = Disk::open_on(Arc::clone(&again), parents.clone(), &OpenOptions::new()).unwrap();
+                let locator = locator_of(&disk);
+                assert!(locator == old || locator == new);
+                seen[usize::from(locator == new)] += 1;
+                assert_eq!(disk.leaf.header.data_write, data_write);
+                let mut bytes = [0; 512];
+                disk.read_at(&mut bytes, 1 << 20).unwrap();
+                assert_eq!(bytes, [7; 512]);
+                drop(disk);
+                let disk = Disk::open_on(Arc::clone(&again), Vec::new(), &alone(true)).unwrap();
+                disk.writer.as_ref().unwrap().rewrite_locator(&old).unwrap();
+                drop(disk);
+                let disk = Disk::open_on(again, parents.clone(), &OpenOptions::new()).unwrap();
+                assert!(locator_of(&disk) == old && disk.check().unwrap().is_sound());
+                true
+            });
+            if walk.step().is_none() {
+                break;
+            }
+        }
+        assert!(states.len() > 100 && seen[0] > 10 && seen[1] > 10, "{} states, old and new {seen:?}", states.len());
+    }
+}

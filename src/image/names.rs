@@ -133,7 +133,21 @@ pub(super) fn user() -> String {
     let named = ["USER", "LOGNAME", "USERNAME"].into_iter().filter_map(|key| std::env::var(key).ok()).find(|name| !name.is_empty());
     let clean =
         |name: String| name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' }).collect();
-    named.map_or_else(|| "nobody".to_owned(), clean)
+    named.or_else(user_of_process).map_or_else(|| "nobody".to_owned(), clean)
+}
+
+/// Services and containers often have no name in their environment.
+#[cfg(unix)]
+fn user_of_process() -> Option<String> {
+    let uid = rustix::process::getuid().as_raw().to_string();
+    let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let account = accounts.lines().find(|line| line.split(':').nth(2) == Some(uid.as_str()));
+    Some(account.and_then(|line| line.split(':').next()).map_or_else(|| format!("uid{uid}"), str::to_owned))
+}
+
+#[cfg(not(unix))]
+fn user_of_process() -> Option<String> {
+    None
 }
 
 /// The name that a file will have that is being made under this one: `.NAME.0123456789abcdef.tmp` (`storage/volume.rs`), or the same

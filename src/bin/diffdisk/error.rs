@@ -1,7 +1,7 @@
 //! The one error of the command line: what sort of thing went wrong, and one sentence for a person.
 
 use diffdisk::storage::{Operation, StorageError};
-use diffdisk::{ChainError, CreateError, DiskError, ErrorKind, OpenError, StoreError};
+use diffdisk::{ChainError, CreateError, DiskError, ErrorKind, OpenError, RelinkError, StoreError};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -76,6 +76,20 @@ impl From<StorageError> for CliError {
             _ => e.to_string(),
         };
         Self::new(kind, message)
+    }
+}
+
+impl From<RelinkError> for CliError {
+    fn from(e: RelinkError) -> Self {
+        match e {
+            RelinkError::Open(e) => e.into(),
+            RelinkError::Parent(e) => {
+                let inner = Self::from(*e);
+                Self::new(inner.kind(), format!("parent: {inner}"))
+            }
+            RelinkError::Disk(e) => e.into(),
+            e => Self::new(e.kind(), e.to_string()),
+        }
     }
 }
 

@@ -27,6 +27,7 @@ mod exit;
 mod image;
 mod info;
 mod map;
+mod relink;
 mod serve;
 mod shell;
 mod source;
@@ -60,6 +61,7 @@ enum Verb {
     Trim(content::TrimArgs),
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
+    Relink(relink::RelinkArgs),
     Serve(serve::ServeArgs),
     #[command(subcommand)]
     Image(image::ImageVerb),
@@ -86,6 +88,7 @@ impl Verb {
             Self::Image(verb) => verb.run(ctx),
             Self::Clone(verb) => verb.run(ctx),
             Self::Demo(args) => demo::show(args, ctx),
+            Self::Relink(args) => relink::run(args, ctx),
             Self::Serve(args) => serve::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),
             Self::Man(args) => shell::run_man(args, Cli::command(), ctx),

@@ -1,0 +1,250 @@
+//! `diffdisk image`, `clone` and `relink`, as a script sees them: arguments in, JSON and exit codes out.
+#![cfg(all(unix, feature = "cli"))]
+
+use diffdisk::{CreateOptions, Disk};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+/// A directory in which commands run, with a store and a raw disk.
+struct Place {
+    _dir: tempfile::TempDir,
+    home: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().canonicalize().unwrap();
+        let mut raw = vec![0; 5 << 20];
+        raw[..9].copy_from_slice(b"the image");
+        std::fs::write(home.join("db.img"), raw).unwrap();
+        Self { _dir: dir, home }
+    }
+
+    fn command(&self, args: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_diffdisk"));
+        command.current_dir(&self.home).args(args.split_whitespace()).stdin(Stdio::null());
+        command.env("DIFFDISK_STORE", "images").env("USER", "tess");
+        command
+    }
+
+    fn run(&self, args: &str) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn ok(&self, args: &str) -> String {
+        let output = self.run(args);
+        assert!(output.status.success() && output.stderr.is_empty(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, args: &str) -> Value {
+        serde_json::from_str(&self.ok(&format!("{args} --json"))).unwrap()
+    }
+
+    fn fails(&self, code: i32, args: &str) -> String {
+        let output = self.run(args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args}: {message}");
+        assert_eq!(message.lines().count(), 1, "one sentence: {message}");
+        message
+    }
+
+    fn write(&self, file: &str, content: &[u8]) {
+        let mut child = self.command(&format!("write {file} --offset 0 --parents images")).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(content).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+
+    fn read(&self, file: &str) -> String {
+        self.ok(&format!("read {file} --offset 0 --length 9 --parents images"))
+    }
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn from_a_raw_file_to_clones_and_back() {
+    let place = Place::new();
+    let image = place.json("image create app db.img --label owner=dba");
+    assert_eq!((&image["reference"], &image["source"]["kind"], &image["labels"]["owner"]), (&json!("app@1"), &json!("raw"), &json!("dba")));
+    assert_eq!(place.json("image verify app")["blocks"], 1);
+
+    let clone = place.json("clone create app clones/{user}-{n} --no-sync");
+    assert_eq!((&clone["name"], &clone["outcome"], &clone["image"]), (&json!("tess-1"), &json!("created"), &json!("app@1")));
+    place.write("clones/tess-1.vhdx", b"my clone!");
+    assert_eq!(place.read("clones/tess-1.vhdx"), "my clone!");
+    assert_eq!(place.json("clone create app clones/tess-1 --if-exists reuse")["outcome"], "reused");
+
+    place.ok("clone save tess-1 mine");
+    place.write("clones/tess-1.vhdx", b"worse....");
+    let shown = place.json("clone revert tess-1 mine");
+    assert_eq!((&shown["current_savepoint"], shown["parents"].as_array().unwrap().len()), (&json!("mine"), 2));
+    assert_eq!(place.read("clones/tess-1.vhdx"), "my clone!");
+    assert!(place.fails(5, "clone reset tess-1").contains("mine"));
+    place.ok("clone reset tess-1 --discard-savepoints");
+    assert_eq!(place.read("clones/tess-1.vhdx"), "the image");
+
+    std::fs::write(place.home.join("db.img"), b"new image").unwrap();
+    assert_eq!(place.json("image refresh app")["reference"], "app@2");
+    assert!(place.fails(2, "image remove app").contains("app@1, app@2"));
+    assert!(place.fails(5, "image remove app@1").contains("tess-1.vhdx"));
+    place.ok("clone reset tess-1 --to latest");
+    assert_eq!(place.read("clones/tess-1.vhdx"), "new image");
+    assert_eq!(place.json("image prune --keep 1 --unused")["removed"], json!(["app@1"]));
+    place.ok("clone rename tess-1 clones/other");
+    place.ok("clone protect other");
+    place.fails(4, "clone remove other");
+    place.ok("clone protect other --off");
+    place.ok("clone remove other");
+    place.ok("image remove app");
+    assert_eq!(place.json("image list")["images"], json!([]));
+    assert_eq!(std::fs::read_dir(place.home.join("clones")).unwrap().count(), 0);
+}
+
+#[test]
+fn the_keys_are_those_of_the_documentation() {
+    let place = Place::new();
+    let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();
+    let image = place.json("image create app db.img");
+    place.ok("clone create app a --ttl 1h");
+    place.ok("clone save a s");
+    let list = place.json("clone list");
+    let clone = &list["clones"][0];
+    assert_eq!(keys(&clone["sizes"]), ["allocated", "apparent", "diverged", "virtual"]);
+    let shown = place.json("clone show a");
+    let images = place.json("image list");
+    let values = [&image, clone, &shown, &shown["savepoints"][0], &images, &images["images"][0]];
+    for key in values.iter().flat_map(|value| keys(value)) {
+        assert!(documented.contains(&format!("`{key}`")), "{key} is not in docs/json.md");
+    }
+}
+
+#[test]
+fn steps_and_expiry() {
+    let place = Place::new();
+    std::fs::write(place.home.join("template.sh"), "test -s \"$1\"").unwrap();
+    std::fs::write(place.home.join("broken.sh"), "echo it broke >&2; exit 1").unwrap();
+    place.ok("image create app db.img");
+    let made = place.json("clone create app a --template template.sh --ttl 0s");
+    assert_eq!((made["steps"].as_array().unwrap().len(), keys(&made["steps"][0])), (1, vec!["allocated", "milliseconds", "step"]));
+    assert!(place.fails(1, "clone create app b --template broken.sh").contains("it broke"));
+    assert!(place.fails(1, "image create bad db.img --modify ./nonsense").contains("nothing was made"));
+    assert_eq!(place.run("clone prune").status.code(), Some(2), "it says what it prunes");
+    let pruned = place.json("clone prune --expired");
+    assert!(pruned["removed"][0].as_str().unwrap().ends_with("a.vhdx"), "{pruned}");
+    assert_eq!(place.json("clone list")["clones"], json!([]));
+    assert_eq!(place.json("image list")["images"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn failures_have_their_codes_and_one_sentence() {
+    let place = Place::new();
+    place.fails(3, "image list");
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    for (code, args) in [
+        (2, "image create a/b db.img"),
+        (5, "image create app db.img"),
+        (3, "image create new missing.img"),
+        (2, "image create new images"),
+        (6, "image create new db.img --from vhdx"),
+        (3, "image show app@2"),
+        (3, "image refresh other"),
+        (5, "clone create app a"),
+        (3, "clone create none b"),
+        (3, "clone show b"),
+        (3, "clone revert a s"),
+        (2, "clone save a b.c"),
+        (2, "clone create app {host}"),
+        (2, "image list --store ."),
+    ] {
+        place.fails(code, args);
+    }
+    place.ok("image disable app");
+    place.fails(4, "clone create app b");
+    place.ok("image enable app");
+    let path = place.home.join("images/app/1.vhdx");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(9).position(|window| window == b"the image").unwrap();
+    bytes[at] ^= 1;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    assert!(place.fails(6, "image verify app").contains("block 0"));
+    let disk =
+        Disk::open(place.home.join("a.vhdx"), &diffdisk::OpenOptions::new().writable(true).parents(diffdisk::ParentPolicy::Anywhere));
+    assert!(place.fails(5, "clone reset a").contains("in use"));
+    drop(disk.unwrap());
+    place.ok("clone reset a");
+}
+
+#[test]
+fn a_moved_store_is_repaired_and_a_sweep_says_what_it_did() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    std::fs::rename(place.home.join("images"), place.home.join("elsewhere")).unwrap();
+    place.fails(3, "info a.vhdx --chain --parents elsewhere");
+    let repaired = place.json("clone repair --store elsewhere");
+    assert!(repaired["clones"][0]["done"].as_array().is_some_and(|done| !done.is_empty()), "{repaired}");
+    place.ok("info a.vhdx --chain --parents elsewhere");
+    std::fs::remove_file(place.home.join("a.vhdx")).unwrap();
+    let swept = place.json("image sweep --store elsewhere");
+    assert_eq!((swept["swept"].as_array().unwrap().len(), &swept["problems"]), (1, &json!([])));
+}
+
+#[test]
+fn relink_wants_a_proof() {
+    let place = Place::new();
+    let path = |name: &str| place.home.join(name);
+    Disk::create(path("app.vhdx"), &CreateOptions::dynamic(8 << 20)).unwrap().close().unwrap();
+    Disk::create(path("other.vhdx"), &CreateOptions::dynamic(8 << 20)).unwrap().close().unwrap();
+    Disk::create_child(path("a.vhdx"), path("app.vhdx"), &CreateOptions::child()).unwrap().close().unwrap();
+    std::fs::create_dir(path("deep")).unwrap();
+    std::fs::rename(path("app.vhdx"), path("deep/moved.vhdx")).unwrap();
+    let message = place.fails(6, "relink a.vhdx --parent other.vhdx");
+    assert!(message.contains("--force-unproven"), "{message}");
+    assert!(place.fails(6, "relink a.vhdx --parent a.vhdx").contains("itself"));
+    assert!(place.fails(2, "relink other.vhdx --parent deep/moved.vhdx").contains("differencing"));
+    place.fails(3, "relink a.vhdx --parent missing.vhdx");
+    place.fails(3, "info a.vhdx --chain");
+    let before = place.json("info a.vhdx");
+    let linked = place.json("relink a.vhdx --parent deep/moved.vhdx");
+    assert_eq!(linked["parent"]["paths"]["relative_path"], r".\deep\moved.vhdx");
+    assert_eq!(place.json("info a.vhdx --chain")["chain"].as_array().unwrap().len(), 2);
+    let after = place.json("info a.vhdx");
+    assert_eq!((&before["data_write_guid"], &after["log"]), (&after["data_write_guid"], &json!("clean")));
+    assert_ne!(before["file_write_guid"], after["file_write_guid"]);
+    assert_eq!(place.json("check a.vhdx --chain")["errors"], json!([]));
+    place.ok("relink a.vhdx --parent other.vhdx --force-unproven");
+    place.ok("check a.vhdx --chain");
+    place.fails(6, "relink a.vhdx --parent deep/moved.vhdx");
+}
+
+#[test]
+fn ctrl_c_while_an_image_is_made_leaves_nothing() {
+    let place = Place::new();
+    let mut child =
+        place.command("image create app -").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    // Two MiB: the first piece is in the store for certain once the second is taken off the pipe.
+    input.write_all(&vec![7; 2 << 20]).unwrap();
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    // The command looks between two pieces, so it needs others to look.
+    let began = std::time::Instant::now();
+    while input.write_all(&[7; 64 << 10]).is_ok() {
+        assert!(began.elapsed().as_secs() < 60, "it goes on as if nothing had been said");
+    }
+    drop(input);
+    let lines: Vec<String> = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(9), "{lines:?}");
+    assert!(lines.concat().contains("cancelled"), "{lines:?}");
+    assert_eq!(place.json("image list"), json!({ "images": [], "problems": [] }));
+    let left = std::fs::read_dir(place.home.join("images/.work")).unwrap().count();
+    assert_eq!(left, 0);
+}
