@@ -411,7 +411,7 @@ fn listings_know_the_sizes_with_and_without_an_index() {
     assert_eq!(world.store.clones().unwrap(), listed);
     std::fs::remove_file(clone.path()).unwrap();
     let gone = &world.store.clones().unwrap()[0];
-    assert_eq!((gone.state, gone.sizes), (CloneState::Missing, None));
+    assert_eq!((gone.state, gone.sizes), (CloneState::Making, None), "it is young");
 }
 
 #[test]

@@ -161,7 +161,7 @@ fn a_killed_process_leaves_nothing_that_a_sweep_does_not_clear() {
     world.image("app");
     std::fs::create_dir(world.path("clones")).unwrap();
     let before = world.files();
-    for round in 0..24 {
+    for round in 0..16 {
         let mut child = spawn("churn", &world.store);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let mut made = BTreeSet::new();

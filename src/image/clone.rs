@@ -154,8 +154,13 @@ impl CloneDisk {
     /// Takes the right to change the clone. A sidecar that is gone or spoiled is put back from the store's record; what a crash left
     /// of a savepoint is settled.
     pub(super) fn hold(&self) -> Result<(Held, Record), StoreError> {
+        self.hold_taken(Held::take(&self.sidecar())?)
+    }
+
+    /// The same, once the lock of the sidecar has been asked for.
+    pub(super) fn hold_taken(&self, taken: Option<Held>) -> Result<(Held, Record), StoreError> {
         let sidecar = self.sidecar();
-        let (mut held, mut record) = match Held::take(&sidecar)? {
+        let (mut held, mut record) = match taken {
             Some(mut held) => match held.read::<Record>() {
                 Ok(record) => (held, record),
                 Err(e) => {
@@ -323,7 +328,7 @@ impl CloneDisk {
             if files::exists(&self.path)? {
                 return Err(taken());
             }
-            let Some(stale) = Held::take(&sidecar).map_err(|_| taken())? else { continue };
+            let Some(stale) = Held::take_now(&sidecar).map_err(|_| taken())? else { continue };
             match stale.read::<Record>() {
                 // Our own, nobody holds it, and there is neither a disk nor savepoints to go with it.
                 Ok(old) if old.store == self.store.id() && old.savepoints.is_empty() && !files::exists(&self.path)? => stale.remove()?,

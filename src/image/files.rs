@@ -14,9 +14,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The largest small file that is read; ours are a few KiB.
 const MAX_LEN: u64 = 16 << 20;
+
+/// How long to wait for somebody who is changing a file, and how often to look.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Whether an act survives a power cut when it returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +55,20 @@ impl Held {
         Ok(Self { path: path.to_path_buf(), file: put(path, value, false, durability)? })
     }
 
-    /// Takes the lock of a file that exists; `None` if there is none. `InUse` while somebody else changes it.
+    /// Takes the lock of a file that exists; `None` if there is none. Most changes take a moment, so it waits for one before it says
+    /// `InUse`.
     pub(super) fn take(path: &Path) -> Result<Option<Self>, StoreError> {
+        let began = Instant::now();
+        loop {
+            match Self::take_now(path) {
+                Err(e) if e.kind() == ErrorKind::InUse && began.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+                result => return result,
+            }
+        }
+    }
+
+    /// The same without waiting.
+    pub(super) fn take_now(path: &Path) -> Result<Option<Self>, StoreError> {
         match FileStorage::open_write(path) {
             // A reader that is opened later would find our lock; readers of small files take none.
             Ok(file) if is_still(path, &file)? => Ok(Some(Self { path: path.to_path_buf(), file: Arc::new(file) })),

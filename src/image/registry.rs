@@ -15,6 +15,7 @@ use crate::chain::{Disk, OpenOptions, ParentPolicy, Sizes};
 use crate::guid::Guid;
 use crate::kind::ErrorKind;
 use crate::storage::FileStorage;
+use crate::sync::Arc;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::Metadata;
@@ -25,6 +26,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const HEADLINE: &str = "diffdisk-index 1 ";
 /// A file that changed this recently may change again without looking different.
 const SETTLING: Duration = Duration::from_secs(2);
+/// How long a clone without a file is taken for one that is being made.
+const MAKING: Duration = Duration::from_secs(60);
 
 /// Whether a clone can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +35,7 @@ const SETTLING: Duration = Duration::from_secs(2);
 pub enum CloneState {
     /// Its file is there.
     Ready,
-    /// Its file is not there, and somebody is at work on it.
+    /// Its file is not there, and it was begun less than a minute ago.
     Making,
     /// Its file is not there: deleted, moved, or on something that is not mounted.
     Missing,
@@ -65,7 +68,7 @@ pub struct CloneSummary {
     pub generation: u32,
     /// Whether it can be used.
     pub state: CloneState,
-    /// The four sizes of its file; `None` when it is missing or its tables cannot be read (for instance while it is in use).
+    /// The four sizes of its file; `None` when it is missing or its tables cannot be read.
     pub sizes: Option<Sizes>,
     /// What the file system gave to its savepoints.
     pub savepoints_allocated: u64,
@@ -272,7 +275,7 @@ impl Store {
             path: path.clone(),
             image: record.image.clone(),
             generation: record.generation,
-            state: if metadata.is_some() { CloneState::Ready } else { self.state_of_absent(record) },
+            state: if metadata.is_some() { CloneState::Ready } else { state_of_absent(record) },
             sizes,
             savepoints_allocated: record.savepoints.iter().map(|savepoint| saved(&savepoint.file)).sum(),
             savepoints: record.savepoints.len(),
@@ -283,11 +286,6 @@ impl Store {
             protected: record.protected,
         };
         (summary, leaf)
-    }
-
-    fn state_of_absent(&self, record: &Record) -> CloneState {
-        let locked = |path: &Path| FileStorage::open_read(path).is_err_and(|e| e.kind() == ErrorKind::InUse);
-        if locked(&self.record_path(record.id)) || locked(&sidecar_of(&record.path)) { CloneState::Making } else { CloneState::Missing }
     }
 
     /// The index, empty when there is none or it is spoiled.
@@ -310,9 +308,16 @@ impl Store {
     }
 }
 
-/// Bytes that the clone's own file says.
+/// Its lock would tell for sure, but asking for it could be in the way of the maker.
+fn state_of_absent(record: &Record) -> CloneState {
+    if record.created.after(MAKING) > Timestamp::now() { CloneState::Making } else { CloneState::Missing }
+}
+
+/// Bytes of the clone's own. Looked at without a lock, because a listing must not keep anybody from opening a clone; what it says of one
+/// that is being written is about right.
 fn diverged_of(path: &Path) -> Option<u64> {
-    let disk = Disk::open(path, &OpenOptions::new().parents(ParentPolicy::Deny)).ok()?;
+    let file = Arc::new(FileStorage::peek(path).ok()?);
+    let disk = Disk::open_on(file, Vec::new(), &OpenOptions::new().parents(ParentPolicy::Deny)).ok()?;
     Some(disk.info().ok()?.sizes.diverged)
 }
 

@@ -7,7 +7,7 @@ use super::catalog::Store;
 use super::clock::Timestamp;
 use super::clone::{CloneDisk, Origin};
 use super::error::StoreError;
-use super::files::{self, Durability};
+use super::files::{self, Durability, Held};
 use super::image::Image;
 use super::load::NameLock;
 use super::record::Record;
@@ -49,8 +49,13 @@ impl CloneDisk {
         for savepoint in &record.savepoints {
             files::remove(&self.dir().join(&savepoint.file))?;
         }
+        // Held, so that a sweep does not take the last step for that of somebody who died before it.
+        let path = self.store.record_path(record.id);
+        let recorded = Held::take(&path);
         held.remove()?;
-        files::remove(&self.store.record_path(record.id))
+        files::remove(&path)?;
+        drop(recorded);
+        Ok(())
     }
 }
 

@@ -163,7 +163,7 @@ impl Store {
     /// Forgets a clone of which nothing is left, unless somebody is just making it, or it is known under another path by now.
     fn forget(&self, record: &Record, sweep: &mut Sweep) -> Result<(), StoreError> {
         let path = self.record_path(record.id);
-        let Some(Some(held)) = unless_in_use(Held::take(&path))? else { return Ok(()) };
+        let Some(Some(held)) = unless_in_use(Held::take_now(&path))? else { return Ok(()) };
         let now: Record = held.read()?;
         if now.path == record.path && !files::exists(&now.path)? && !files::exists(&sidecar_of(&now.path))? {
             held.remove()?;
@@ -181,15 +181,18 @@ impl Store {
         if record.store != self.id() {
             return Ok(());
         }
-        let stored = files::read_if_there::<Record>(&self.record_path(record.id))?;
-        let pending = record.savepoints.iter().any(|savepoint| savepoint.pending);
-        let settled = files::exists(&leaf)? && !pending && stored.as_ref().is_some_and(|stored| stored.path == leaf);
-        if settled {
+        if self.is_in_order(&record, &leaf)? {
+            return Ok(());
+        }
+        // Whoever holds it is making, renaming or removing it, and has not died. Who just did has left it in order.
+        let Some(Some(held)) = unless_in_use(Held::take_now(sidecar))? else { return Ok(()) };
+        let Ok(record) = held.read::<Record>() else { return Ok(()) };
+        if self.is_in_order(&record, &leaf)? {
             return Ok(());
         }
         let clone = CloneDisk { store: self.clone(), path: leaf.clone(), origin: Origin::Found };
-        // Whoever holds it is making, renaming or removing it, and has not died.
-        let Some((mut held, mut record)) = unless_in_use(clone.hold())? else { return Ok(()) };
+        let (mut held, mut record) = clone.hold_taken(Some(held))?;
+        let stored = files::read_if_there::<Record>(&self.record_path(record.id))?;
         if files::exists(&leaf)? {
             // Renamed, or moved by hand, or a savepoint was pending. A copy of a clone that is still in its place is no clone.
             let elsewhere = stored.as_ref().is_some_and(|stored| stored.path != leaf && stored.path.exists());
@@ -215,6 +218,15 @@ impl Store {
         }
         sweep.did(&leaf, "the clone is gone; what was left of it was removed");
         Ok(())
+    }
+}
+
+impl Store {
+    /// Whether the clone with this sidecar is there, known, and nothing is pending.
+    fn is_in_order(&self, record: &Record, leaf: &Path) -> Result<bool, StoreError> {
+        let stored = files::read_if_there::<Record>(&self.record_path(record.id))?;
+        let pending = record.savepoints.iter().any(|savepoint| savepoint.pending);
+        Ok(!pending && stored.is_some_and(|stored| stored.path == *leaf) && files::exists(leaf)?)
     }
 }
 
@@ -248,11 +260,11 @@ fn sweep_temporaries(dir: &Path, sweep: &mut Sweep, is_ours: impl Fn(&str) -> bo
     Ok(())
 }
 
-/// `None` when somebody is using it.
+/// `None` when somebody is using it, or has just done away with it.
 fn unless_in_use<T>(result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(e) if e.kind() == ErrorKind::InUse => Ok(None),
+        Err(e) if matches!(e.kind(), ErrorKind::InUse | ErrorKind::NotFound) => Ok(None),
         Err(e) => Err(e),
     }
 }
