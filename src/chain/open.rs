@@ -4,7 +4,7 @@ use super::ParentPolicy;
 use super::ancestor::{self, Ancestor, MAX_CHAIN_DEPTH};
 use super::disk::{Disk, Parents};
 use super::error::{ChainError, CreateError, OpenError};
-use super::gate::{Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
+use super::gate::{self, Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
 use super::options::{CreateOptions, NewKind, OpenOptions};
 use crate::disk::create::Blueprint;
 use crate::disk::layer::Layer;
@@ -44,11 +44,14 @@ impl Disk {
         let access = if options.writable { Access::Writable } else { Access::ReadOnly };
         // Parents first: a chain that does not open must not leave a replayed leaf behind.
         let probe = Layer::open(Arc::new(file), Some(path.to_owned()))?;
-        let gate = Gate::new(&options.parents, path, &options.windows_paths);
         let parents = match (&options.parents, probe.has_parent()) {
             (_, false) => Parents::None,
             (ParentPolicy::Deny, true) => Parents::NotOpened,
-            (_, true) => Parents::Line(open_line(&gate, &probe, path, options.map_ancestors)?),
+            (_, true) => {
+                let dir = directory_of(path);
+                let gate = Gate::new(&options.parents, &dir, &options.windows_paths);
+                Parents::Line(open_line(&gate, &probe, dir, options.map_ancestors)?)
+            }
         };
         Self::assemble(probe, parents, access, options)
     }
@@ -94,7 +97,8 @@ impl Disk {
     /// `Geometry` or `Option` for sizes outside their ranges; `Storage` when the file cannot be made or the name is taken
     /// (kind `AlreadyExists`, unless [`CreateOptions::overwrite`]).
     pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<Self, CreateError> {
-        create_file(path.as_ref(), options, &blueprint(options, None)?)
+        let path = path.as_ref();
+        create_file(path, &directory_of(path), options, &blueprint(options, None)?)
     }
 
     /// Creates a differencing disk over `parent` and opens it for writing. The parent may be a differencing disk itself; it is
@@ -106,9 +110,10 @@ impl Disk {
         let (path, parent) = (path.as_ref(), parent.as_ref());
         let open = OpenOptions::new().parents(options.parents.clone());
         let parent_disk = Self::open(parent, &open).map_err(|e| CreateError::Parent(Box::new(e)))?;
-        let locator = locator(&directory_of(path), parent, parent_disk.leaf.header.data_write)?;
+        let dir = directory_of(path);
+        let locator = locator(&dir, parent, parent_disk.leaf.header.data_write)?;
         let blueprint = blueprint(options, Some((&parent_disk, locator)))?;
-        let leaf = create_storage(path, options, &blueprint)?;
+        let leaf = create_storage(path, &dir, options, &blueprint)?;
         let line = parent_disk.into_line();
         Self::adopt_child(leaf, path.to_owned(), line)
     }
@@ -165,19 +170,20 @@ fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), Cre
     Ok(())
 }
 
-fn create_file(path: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
-    let leaf = create_storage(path, options, blueprint)?;
+fn create_file(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
+    let leaf = create_storage(path, dir, options, blueprint)?;
     let probe = Layer::open(leaf, Some(path.to_owned()))?;
     Ok(Disk::assemble(probe, Parents::None, Access::Writable, &OpenOptions::new())?)
 }
 
-fn create_storage(path: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Arc<dyn Storage>, CreateError> {
+/// `dir` is the directory that `path` lies in.
+fn create_storage(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Arc<dyn Storage>, CreateError> {
     let invalid = || StorageError::new(Operation::Open, 0, std::io::ErrorKind::InvalidInput.into());
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(invalid)?;
-    let volume = DirVolume::open(&directory_of(path))?;
+    let volume = DirVolume::open(dir)?;
     // A file that somebody has open, as a disk or as a parent, is not replaced under them: its lock is held until the new
     // one has the name.
-    let _replaced = if options.overwrite { lock_if_there(path)? } else { None };
+    let _replaced = if options.overwrite && !options.holds_lock { lock_if_there(path)? } else { None };
     let (leaf, ()) = storage::create_atomically(&volume, name, options.overwrite, options.durable, |file| blueprint.lay_down(&**file))?;
     Ok(leaf)
 }
@@ -191,13 +197,14 @@ fn lock_if_there(path: &Path) -> Result<Option<FileStorage>, StorageError> {
     }
 }
 
-/// What the locator of a new child says: the way from its directory, and the absolute path.
-fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
+/// What the locator of a new child says: the way from its directory (a path without links), and the absolute path.
+pub(super) fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
     if identity.get().is_zero() {
         return Err(CreateError::ParentWithoutIdentity);
     }
-    let relative = relative_locator_path(child_dir, parent);
-    let absolute = absolute_locator_path(parent);
+    let parent = gate::canonical(parent)?;
+    let relative = relative_locator_path(child_dir, &parent);
+    let absolute = absolute_locator_path(&parent);
     let mut paths = Vec::new();
     if let Some(relative) = &relative {
         paths.push(("relative_path", relative.as_str()));
@@ -273,17 +280,18 @@ impl<'a> Step<'a> {
 }
 
 /// Opens the parents of `leaf` through the gate, nearest first, without recursion.
-fn open_line(gate: &Gate, leaf: &Layer, leaf_path: &Path, mapped: bool) -> Result<Arc<Ancestor>, OpenError> {
+/// `dir` is the leaf's directory, as a path without links.
+fn open_line(gate: &Gate, leaf: &Layer, mut dir: PathBuf, mapped: bool) -> Result<Arc<Ancestor>, OpenError> {
     let mut seen: Vec<StorageId> = vec![leaf.file.id()];
     let mut layers: Vec<Layer> = Vec::new();
-    let mut dir = directory_of(leaf_path);
     while let Some(step) = Step::of(layers.last().unwrap_or(leaf)) {
         let depth = layers.len() + 1;
         if depth >= MAX_CHAIN_DEPTH {
             return Err(ChainError::TooDeep { limit: MAX_CHAIN_DEPTH }.into());
         }
         let (layer, found) = open_parent(gate, &step, &dir, depth, mapped, &seen)?;
-        dir = directory_of(&found);
+        // The gate says where it found a file without links, so nothing has to be looked up.
+        dir = found.parent().map(Path::to_path_buf).unwrap_or_default();
         seen.push(layer.file.id());
         layers.push(layer);
     }

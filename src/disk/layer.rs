@@ -164,7 +164,8 @@ impl Layer {
         self.bat.payload(block, &*self.file)
     }
 
-    /// Where the sector bitmap of a partially present block is.
+    /// Where the sector bitmap of a partially present block is. Asked only when a page of it has to be read.
+    #[cold]
     pub(crate) fn bitmap_home(&self, block: BlockIndex) -> Result<BlockHome, MapError> {
         match self.bat.bitmap(self.geometry.chunk_of(block), &*self.file)? {
             BitmapState::Present(home) => Ok(home),
@@ -191,6 +192,25 @@ impl Layer {
         }
     }
 
+    /// For how many bytes from `at` on this file certainly holds nothing, as far as holes in its BAT tell; `u64::MAX` for all the rest
+    /// of the disk. A cheap question with a modest answer: 0 means only that it has to be asked block by block.
+    pub(crate) fn blank(&self, at: VirtualOffset) -> Result<u64, MapError> {
+        let g = &self.geometry;
+        if at.get() >= g.size() {
+            return Ok(u64::MAX);
+        }
+        let index = g.bat_index(g.block_of(at));
+        let entries = self.bat.blank(index, &*self.file)?;
+        if entries == 0 {
+            return Ok(0);
+        }
+        let end = u64::from(index.get()) + entries;
+        let next = u32::try_from(end).ok().and_then(|end| g.block_at_or_after(BatIndex::new(end)));
+        // A blank stretch that ends at a bitmap entry ends with the chunk before it.
+        Ok(next.map_or(u64::MAX, |block| g.block_start(block).get().saturating_sub(at.get())))
+    }
+
+    #[inline]
     fn answer_by_sector(&self, at: VirtualOffset, len: u64, home: BlockHome) -> Result<(Answer, u64), MapError> {
         let g = &self.geometry;
         let block = g.block_of(at);
@@ -198,7 +218,7 @@ impl Layer {
         let into_sector = u64::from(within.get()) & u64::from(g.logical_sector() - 1);
         let sectors = (into_sector + len).div_ceil(u64::from(g.logical_sector())) as u32;
         let first = g.first_bit(block) + (within.get() >> g.sector_shift());
-        let run = self.bitmaps.run(g.chunk_of(block), first, sectors, self.bitmap_home(block)?, &*self.file)?;
+        let run = self.bitmaps.run(g.chunk_of(block), first, sectors, &*self.file, || self.bitmap_home(block))?;
         let bytes = ((u64::from(run.len) << g.sector_shift()) - into_sector).min(len);
         Ok((if run.present { Answer::Data(home.at(within)) } else { Answer::Parent }, bytes))
     }

@@ -26,6 +26,8 @@ use zerocopy::FromBytes;
 /// The length up to which a log may grow a file: the largest disk and 1 TiB for everything that describes it (a BAT of 513 MiB
 /// and 16 GiB of sector bitmaps, several times over). Files that are already longer may stay so.
 pub const MAX_FILE_LEN: u64 = MAX_VIRTUAL_SIZE + (1 << 40);
+/// How far past the end of everything a log may still write.
+const REACH_SLACK: u64 = 1 << 30;
 /// Bytes that the zero descriptors of a sequence may clear together. They clear metadata: at the very most all sector bitmap
 /// blocks of the largest disk (16 GiB) and a few regions (below 4 GiB each).
 const MAX_ZEROED: u64 = 64 << 30;
@@ -151,6 +153,10 @@ fn bounded_len(ring: &[Page], sequence: &ActiveSequence, log_at: FileOffset) -> 
         let fault = Fault::Field { field: "LastFileOffset", value: len, rule: "beyond the largest file" };
         return Err(FormatError::new(Structure::LogEntry, log_at, fault));
     }
+    // What a log changes lies inside the file, or inside what one of its entries says the file has grown to. Some writers fall
+    // behind with LastFileOffset, hence the slack.
+    let vouched = sequence.entries.iter().map(|(_, header)| header.last_file_offset).fold(len, u64::max);
+    let reach = vouched.saturating_add(REACH_SLACK).min(most);
     let mut zeroed = 0_u64;
     for &(offset, header) in &sequence.entries {
         let at = FileOffset::new(log_at.get().saturating_add(offset.into()));
@@ -168,8 +174,8 @@ fn bounded_len(ring: &[Page], sequence: &ActiveSequence, log_at: FileOffset) -> 
                 return Err(err("ZeroLength", bytes, "more than all metadata of the largest disk"));
             }
             len = len.max(home.get().saturating_add(bytes));
-            if len > most {
-                return Err(err("FileOffset", home.get(), "beyond the largest file"));
+            if len > reach {
+                return Err(err("FileOffset", home.get(), "far beyond the file and what its log says it has grown to"));
             }
         }
     }
