@@ -98,6 +98,13 @@ fn fill_ring(s: &mut Source<'_>, image: &Image) -> Vec<u8> {
     ring
 }
 
+/// Writes what is not zeros.
+fn put_ring(image: &mut Image, ring: &[u8]) {
+    for (n, sector) in ring.chunks(4096).enumerate().filter(|(_, sector)| sector.iter().any(|&b| b != 0)) {
+        image.put(LOG_AT + 4096 * n as u64, sector);
+    }
+}
+
 fn options() -> OpenOptions {
     OpenOptions::new().parents(ParentPolicy::Deny)
 }
@@ -160,7 +167,7 @@ pub fn run(input: &[u8]) {
     disk.log_guid = LOG_GUID;
     let mut dirty = disk.build();
     let ring = fill_ring(&mut s, &dirty);
-    dirty.put(LOG_AT, &ring);
+    put_ring(&mut dirty, &ring);
     let want = naive::replay(&ring, LOG_AT, LOG_GUID, dirty.len, &BOUNDS);
     scan_agrees(&ring, dirty.len, want.as_ref());
 
@@ -177,7 +184,7 @@ pub fn run(input: &[u8]) {
         return;
     };
     let mut clean = clean;
-    clean.put(LOG_AT, &ring);
+    put_ring(&mut clean, &ring);
     let want = clean.storage();
     naive::apply(&want, &steps, len);
     let beside = open(sealed(Arc::clone(&want) as Arc<dyn Storage>), &options());
