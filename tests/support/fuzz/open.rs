@@ -178,7 +178,7 @@ fn structures(image: &Image) -> Option<Vec<(u64, u64)>> {
     if image.get(header + 48, 16) != [0; 16] {
         return None;
     }
-    let mut all = vec![(0, MIB), (u64_at(header + 72), u64_at(header + 72) + u64::from(u32_at(header + 68)))];
+    let mut all = vec![(0, MIB), (u64_at(header + 72), u64_at(header + 72).saturating_add(u32_at(header + 68).into()))];
     for n in 0..u64::from(u32_at(0x30008)).min(16) {
         let entry = 0x30010 + 32 * n;
         all.push((u64_at(entry + 16), u64_at(entry + 16).saturating_add(u32_at(entry + 24).into())));
