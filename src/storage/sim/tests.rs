@@ -136,11 +136,11 @@ fn a_piece_in_flight_is_junk_or_unreadable_and_a_rewrite_heals_it() {
     walk.for_each_choice(&mut |choice, image| {
         let file = image.file(FileId(0)).unwrap();
         match choice.flight {
-            Some((_, Flight::Junk)) => {
+            Some(Torn { how: Flight::Junk, .. }) => {
                 assert!(!matches!(bytes(&file)[..P], [1, 1, ..] | [2, 2, ..]));
                 junk += 1;
             }
-            Some((_, Flight::Unreadable)) => {
+            Some(Torn { how: Flight::Unreadable, .. }) => {
                 let mut piece = [0; P];
                 file.read_at(&mut piece, 0).unwrap_err();
                 assert_eq!(file.read_at(&mut piece, P as u64).unwrap(), P);
