@@ -52,30 +52,27 @@ stop_postgres() {
 
 # The postmaster and the children it has at this moment, which are the backends.
 kill_postgres() {
-    local pids
-    read -r -a pids <"/proc/$postgres/task/$postgres/children" || true
+    [ -n "$postgres" ] || return 0
+    local pids=()
+    read -r -a pids 2>/dev/null <"/proc/$postgres/task/$postgres/children" || true
     kill -9 "$postgres" "${pids[@]}" 2>/dev/null || true
-    postgres_children+=("${pids[@]}")
+    wait "$postgres" 2>/dev/null || true
+    postgres='' backends+=("${pids[@]}")
 }
+backends=()
 
 # A backend that was waiting for its disk may take a moment to go, and holds the file system until then.
 bury_postgres() {
     kill_postgres
-    wait "$postgres" 2>/dev/null || true
-    postgres=''
     local pid
-    for pid in "${postgres_children[@]}"; do
+    for pid in "${backends[@]}"; do
         timeout 60 tail -s 0.05 --pid="$pid" -f /dev/null || die "process $pid of PostgreSQL does not end"
     done
-    postgres_children=()
+    backends=()
 }
-postgres_children=()
 
 before_cleanup() {
-    if [ -n "$postgres" ]; then
-        [ -z "$server" ] || crash
-        bury_postgres
-    fi
+    bury_postgres
     if [ -n "${bench:-}" ]; then wait "$bench" 2>/dev/null; fi
 }
 
