@@ -92,7 +92,7 @@ impl Overlay {
         let mut done = 0;
         while done < buf.len() && at + (done as u64) < self.below_len {
             match self.below.read_at(&mut buf[done..], at + done as u64) {
-                Ok(0) => break,
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(part) => done += part,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
