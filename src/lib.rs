@@ -1,4 +1,32 @@
 //! diffdisk: a copy-on-write virtual disk engine that reads and writes real VHDX files.
+//!
+//! One big *image* of a database can be handed out as any number of writable *clones*: differencing VHDX files that appear in
+//! milliseconds, hold only the sectors that changed, never see each other and never touch the image.
+//!
+//! ```
+//! use diffdisk::{CreateOptions, Disk};
+//! # let dir = tempfile::tempdir()?;
+//! # let at = |name: &str| dir.path().join(name);
+//! let image = Disk::create(at("app.vhdx"), &CreateOptions::dynamic(1 << 30))?;
+//! image.write_at(b"the golden content", 0)?;
+//! image.close()?;
+//!
+//! let clone = Disk::create_child(at("alice.vhdx"), at("app.vhdx"), &CreateOptions::child())?;
+//! clone.write_at(b"my", 0)?;
+//! clone.flush()?;
+//! let mut seen = [0; 18];
+//! clone.read_at(&mut seen, 0)?;
+//! assert_eq!(&seen, b"mye golden content");
+//! clone.close()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! * [`Disk`] is a leaf with its whole chain: [`Disk::open`], [`Disk::create`], [`Disk::create_child`].
+//! * [`storage`] is the door to the outside: bring your own files, or use the crash simulator (feature `sim`).
+//! * [`format`](mod@format) turns bytes into checked values and back, without I/O.
+//!
+//! What survives a crash, and how that is tested, stands in `docs/guarantees.md`; how the source is laid out in
+//! `docs/architecture.md`; how to embed it in `docs/agents-guide.md`.
 
 mod chain;
 mod disk;
@@ -6,6 +34,8 @@ pub mod export;
 pub mod format;
 pub mod geometry;
 mod guid;
+#[cfg(feature = "store")]
+mod image;
 mod kind;
 mod log;
 mod mapping;
@@ -16,10 +46,21 @@ mod sync;
 pub mod units;
 
 pub use chain::{
-    ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, HostExtent, LayerInfo, MAX_CHAIN_DEPTH,
-    OpenError, OpenOptions, ParentInfo, ParentPolicy, Sizes, WriteToken,
+    ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, HostExtent, LayerInfo, LinkProof,
+    MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, WriteToken,
 };
 pub use disk::check::{CheckReport, Finding};
 pub use disk::error::DiskError;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
+#[cfg(feature = "store")]
+pub use image::{
+    Cancel, Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, IfExists, Image, ImageOptions, ImageRef, Manifest,
+    NoProgress, Origin, Phase, Problem, Progress, Pruned, Repaired, ResetOptions, Savepoint, Source, SourceInfo, Step, StepCost, Store,
+    StoreError, Sweep, Swept, Timestamp, Verified,
+};
 pub use kind::{ErrorKind, Structure};
+
+/// The examples of the agents' guide are compiled and run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/agents-guide.md")]
+struct AgentsGuide;

@@ -2,7 +2,7 @@
 //!
 //! Engine and model share nothing. After every fourth operation, and after every close and drop, a second instance opens a copy of
 //! the bytes: it must open, its `check()` must be content, and each 512-byte piece must hold what was last flushed or something
-//! written since. Every 64 operations, and after close and drop, that is done for the whole disk. `DIFFDISK_SEED` sets another
+//! written since. Every 128 operations, and after close and drop, that is done for the whole disk. `DIFFDISK_SEED` sets another
 //! seed, `DIFFDISK_MODEL_OPS` another number of operations; a failure prints its seed and the shortest list found that still fails.
 
 #[path = "support/cow.rs"]

@@ -111,3 +111,21 @@ fn huge_disks_cost_what_small_ones_cost() -> Result {
     assert_eq!(read(&disk, 1 << 40, 4096)?, [0; 4096]);
     Ok(())
 }
+
+#[test]
+fn a_file_in_use_is_not_replaced() -> Result {
+    let dir = tempfile::tempdir()?;
+    let (image, clone) = (dir.path().join("image.vhdx"), dir.path().join("clone.vhdx"));
+    let options = CreateOptions::dynamic(8 << 20);
+    Disk::create(&image, &options)?.close()?;
+    assert_eq!(Disk::create(&image, &options).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    let disk = Disk::create_child(&clone, &image, &CreateOptions::child())?;
+    let taken = options.overwrite(true);
+    assert_eq!(Disk::create(&image, &taken).unwrap_err().kind(), ErrorKind::InUse, "a parent");
+    assert_eq!(Disk::create(&clone, &taken).unwrap_err().kind(), ErrorKind::InUse, "a disk");
+    assert_eq!(Disk::open(&image, &OpenOptions::new().writable(true)).unwrap_err().kind(), ErrorKind::InUse);
+    drop(disk);
+    Disk::create(&image, &taken)?;
+    assert_eq!(std::fs::read_dir(dir.path())?.count(), 2, "no temporary file is left");
+    Ok(())
+}

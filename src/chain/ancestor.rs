@@ -22,7 +22,7 @@ pub const MAX_CHAIN_DEPTH: usize = 250;
 
 const UNKNOWN: u8 = 0;
 const NOBODY: u8 = 255;
-const PER_PAGE: u64 = 4096;
+const PER_PAGE: usize = 4096;
 
 /// Where the bytes of a stretch are, below the leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(crate) struct Ancestor {
     visible: Box<[u64]>,
     /// log2 of the smallest block size in the line: what one byte of the index covers.
     granule_shift: u32,
-    hops: PageMap<Box<[AtomicU8]>>,
+    hops: PageMap<[AtomicU8; PER_PAGE]>,
 }
 
 impl std::fmt::Debug for Ancestor {
@@ -73,7 +73,14 @@ impl Ancestor {
             })
             .collect();
         let granules = layer.geometry.size().div_ceil(1 << granule_shift);
-        Self { hops: PageMap::new(granules.div_ceil(PER_PAGE)), layer, line: line.into(), below: ancestors.into(), visible, granule_shift }
+        Self {
+            hops: PageMap::new(granules.div_ceil(PER_PAGE as u64)),
+            layer,
+            line: line.into(),
+            below: ancestors.into(),
+            visible,
+            granule_shift,
+        }
     }
 
     /// The layers of the line, nearest first.
@@ -81,29 +88,33 @@ impl Ancestor {
         &self.line
     }
 
-    /// Where the bytes from `at` on are, and for how many of at most `max` bytes that holds.
-    pub(crate) fn locate(&self, at: VirtualOffset, max: u64) -> Result<(Place, u64), MapError> {
+    /// Where the bytes from `here` on are, and for how many of at most `max` bytes that holds.
+    #[inline]
+    pub(crate) fn locate(&self, here: VirtualOffset, max: u64) -> Result<(Place, u64), MapError> {
         let mut node = self;
         let mut base = 0;
         let mut len = max;
         loop {
             let visible = node.visible[0];
-            if at.get() >= visible {
+            if here.get() >= visible {
                 return Ok((Place::Zero { hop: None }, len));
             }
-            let granule_end = ((at.get() >> node.granule_shift) + 1) << node.granule_shift;
-            len = len.min(visible - at.get()).min(granule_end - at.get());
-            let Some(hop) = node.hop(at)? else { return Ok((Place::Zero { hop: None }, len)) };
+            let granule_end = ((here.get() >> node.granule_shift) + 1) << node.granule_shift;
+            len = len.min(visible - here.get()).min(granule_end - here.get());
+            let Some(hop) = node.hop(here)? else { return Ok((Place::Zero { hop: None }, len)) };
             let visible = node.visible[hop];
-            if at.get() >= visible {
+            if here.get() >= visible {
                 return Ok((Place::Zero { hop: None }, len));
             }
-            len = len.min(visible - at.get());
-            let (answer, answered) = node.line[hop].answer(at, len)?;
+            len = len.min(visible - here.get());
+            let (answer, answered) = node.line[hop].answer(here, len)?;
             len = answered;
             match answer {
                 Answer::Data(at) => return Ok((Place::Data { hop: base + hop, at }, len)),
-                Answer::Zero => return Ok((Place::Zero { hop: Some(base + hop) }, len)),
+                Answer::Zero => {
+                    let says_so = node.line[hop].zero_owner(here)?.is_some();
+                    return Ok((Place::Zero { hop: says_so.then_some(base + hop) }, len));
+                }
                 Answer::Parent => match node.below.get(hop) {
                     None => return Ok((Place::Zero { hop: None }, len)),
                     Some(next) => {
@@ -118,10 +129,13 @@ impl Ancestor {
     /// How many levels down the first layer is that holds anything of the granule at `at`.
     #[inline]
     fn hop(&self, at: VirtualOffset) -> Result<Option<usize>, MapError> {
+        if self.line.len() == 1 {
+            return Ok(Some(0)); // there is nobody else to ask, so an index would only cost a look-up
+        }
         let granule = at.get() >> self.granule_shift;
         // The closure cannot fail: the page starts out knowing nothing.
-        let page = self.hops.get_or_load::<MapError>(granule / PER_PAGE, || Ok((0..PER_PAGE).map(|_| AtomicU8::new(UNKNOWN)).collect()))?;
-        let cell = &page[(granule % PER_PAGE) as usize];
+        let page = self.hops.get_or_load::<MapError>(granule / PER_PAGE as u64, || Ok([const { AtomicU8::new(UNKNOWN) }; PER_PAGE]))?;
+        let cell = &page[granule as usize % PER_PAGE];
         // Relaxed: the value is a pure function of sealed files, so any thread that computes it computes the same.
         match cell.load(Ordering::Relaxed) {
             UNKNOWN => {

@@ -152,6 +152,7 @@ impl Disk {
         }
     }
 
+    #[inline]
     fn storage_of(&self, layer: usize) -> &dyn storage::Storage {
         match (layer, &self.parents) {
             (0, _) => &*self.leaf.file,
@@ -182,6 +183,17 @@ impl Disk {
 
     #[inline]
     fn read_located(&self, buf: &mut [u8], at: VirtualOffset) -> Result<(), DiskError> {
+        match self.locate(at, buf.len() as u64)? {
+            // One stretch of one file, as small reads nearly always are.
+            (Spot::Data { layer, at }, len) if len == buf.len() as u64 => {
+                Ok(storage::read_zero_extended(self.storage_of(layer), buf, at.get())?)
+            }
+            _ => self.read_stretches(buf, at),
+        }
+    }
+
+    /// Reads stretch by stretch; neighbours in one file travel in one call.
+    fn read_stretches(&self, buf: &mut [u8], at: VirtualOffset) -> Result<(), DiskError> {
         let total = buf.len();
         let mut done = 0;
         let mut run: Option<Run> = None;
@@ -206,7 +218,6 @@ impl Disk {
         self.read_run(run, buf)
     }
 
-    #[inline]
     fn read_run(&self, run: Option<Run>, buf: &mut [u8]) -> Result<(), DiskError> {
         if let Some(run) = run {
             storage::read_zero_extended(self.storage_of(run.layer), &mut buf[run.from..run.from + run.len], run.at)?;
@@ -295,7 +306,7 @@ impl From<Option<Arc<Ancestor>>> for Parents {
 
 impl Layer {
     /// Who says that a stretch is zero: this layer, unless it simply holds nothing there.
-    #[inline]
+    #[cold]
     pub(crate) fn zero_owner(&self, at: VirtualOffset) -> Result<Option<usize>, MapError> {
         use crate::format::PayloadState;
         Ok((self.payload(self.geometry.block_of(at))? != PayloadState::NotPresent).then_some(0))

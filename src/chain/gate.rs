@@ -20,7 +20,7 @@
 mod beneath;
 mod path;
 
-pub(crate) use path::{absolute_locator_path, directory_of, relative_locator_path};
+pub(crate) use path::{absolute_locator_path, canonical, directory_of, relative_locator_path};
 
 use super::ChainError;
 use super::error::Plain;
@@ -123,15 +123,15 @@ pub(crate) enum GateError {
 }
 
 impl Gate {
-    /// Opens the allowed directories. One that cannot be opened allows nothing.
-    pub(crate) fn new(policy: &ParentPolicy, leaf_path: &Path, windows_paths: &[(String, PathBuf)]) -> Self {
+    /// Opens the allowed directories, of which `leaf_dir` is always one. One that cannot be opened allows nothing.
+    pub(crate) fn new(policy: &ParentPolicy, leaf_dir: &Path, windows_paths: &[(String, PathBuf)]) -> Self {
         let rule = match policy {
             ParentPolicy::Deny => Rule::Deny,
             ParentPolicy::Anywhere => Rule::Anywhere,
             ParentPolicy::Paths(paths) => Rule::Given(paths.clone()),
             ParentPolicy::Beneath(dirs) => {
                 let (mut allowed, mut unusable) = (Vec::new(), Vec::new());
-                for dir in std::iter::once(&directory_of(leaf_path)).chain(dirs) {
+                for dir in std::iter::once(leaf_dir).chain(dirs.iter().map(PathBuf::as_path)) {
                     match Allowed::open(dir) {
                         Ok(dir) => allowed.push(dir),
                         Err(e) => unusable.push(format!("{} cannot be opened: {e}", dir.display())),
@@ -143,17 +143,16 @@ impl Gate {
         Self { rule, table: WindowsTable::new(windows_paths) }
     }
 
-    /// The places that a locator names, in the order to try them; no place twice. `paths` are its (key, value) pairs, in any order
+    /// The places that a locator names, in the order to try them; no place twice. `child_dir` is a path without links. `paths` are its (key, value) pairs, in any order
     /// and with any other keys among them. Empty under [`ParentPolicy::Paths`]: see [`Gate::given`].
     pub(crate) fn candidates(&self, child_dir: &Path, paths: &[(&str, &str)]) -> Vec<Candidate> {
         let mut candidates: Vec<Candidate> = Vec::new();
         if matches!(self.rule, Rule::Given(_)) {
             return candidates;
         }
-        let child_dir = path::real(child_dir);
         for wanted in PATH_KEYS {
             let Some((_, written)) = paths.iter().find(|(key, _)| *key == wanted) else { continue };
-            let target = path::parse(written).and_then(|parsed| parsed.resolve(&child_dir, &self.table));
+            let target = path::parse(written).and_then(|parsed| parsed.resolve(child_dir, &self.table));
             if target.is_err() || candidates.iter().all(|earlier| earlier.target != target) {
                 candidates.push(Candidate { written: (*written).to_owned(), target });
             }

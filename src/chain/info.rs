@@ -192,6 +192,10 @@ fn diverged(layer: &Layer) -> Result<u64, DiskError> {
     let mut total = 0;
     layer.bat.walk(&*layer.file, u64::MAX, |index, word| -> Result<(), DiskError> {
         let Some(BatRole::Payload(block)) = g.bat_role(index) else { return Ok(()) };
+        // An entry that breaks a rule cannot be read either.
+        if layer.bat.fault(index, word).is_some() {
+            return Ok(());
+        }
         total += match PayloadState::decode(word) {
             Ok(PayloadState::FullyPresent(_)) => u64::from(g.visible_len(block)),
             Ok(PayloadState::PartiallyPresent(_)) => present_bytes(layer, block)?,
@@ -208,10 +212,10 @@ fn diverged(layer: &Layer) -> Result<u64, DiskError> {
 fn present_bytes(layer: &Layer, block: BlockIndex) -> Result<u64, MapError> {
     let g = &layer.geometry;
     let sectors = g.visible_len(block) >> g.sector_shift();
-    let home = layer.bitmap_home(block)?;
     let (mut at, mut present) = (0, 0);
     while at < sectors {
-        let run = layer.bitmaps.run(g.chunk_of(block), g.first_bit(block) + at, sectors - at, home, &*layer.file)?;
+        let (first, left) = (g.first_bit(block) + at, sectors - at);
+        let run = layer.bitmaps.run(g.chunk_of(block), first, left, &*layer.file, || layer.bitmap_home(block))?;
         present += if run.present { u64::from(run.len) } else { 0 };
         at += run.len;
     }

@@ -4,20 +4,30 @@ use super::ParentPolicy;
 use super::ancestor::{self, Ancestor, MAX_CHAIN_DEPTH};
 use super::disk::{Disk, Parents};
 use super::error::{ChainError, CreateError, OpenError};
-use super::gate::{Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
+use super::gate::{self, Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
 use super::options::{CreateOptions, NewKind, OpenOptions};
 use crate::disk::create::Blueprint;
-use crate::disk::layer::{Access, Layer};
+use crate::disk::layer::Layer;
 use crate::disk::writer::Writer;
 use crate::format::{Metadata, ParentLocator};
 use crate::geometry::{MAX_BLOCK_SIZE, MIN_BLOCK_SIZE};
 use crate::guid::{DataWriteGuid, Guid};
+use crate::kind::ErrorKind;
 use crate::storage::{self, DirVolume, FileStorage, MappedStorage, Operation, Storage, StorageError, StorageId};
 use crate::sync::Arc;
 use std::path::{Path, PathBuf};
 
 /// The default block size doubles with the disk from here on, so that the BAT stays within a few MiB.
 const BLOCKS_BY_DEFAULT: u64 = 1 << 20;
+
+/// What a disk is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// Not a byte of the file changes; a dirty log is replayed into memory.
+    ReadOnly,
+    /// A dirty log is replayed to disk.
+    Writable,
+}
 
 impl Disk {
     /// Opens a disk and the whole chain it stands on.
@@ -33,12 +43,15 @@ impl Disk {
         let file = if options.writable { FileStorage::open_write(path)? } else { FileStorage::open_read(path)? };
         let access = if options.writable { Access::Writable } else { Access::ReadOnly };
         // Parents first: a chain that does not open must not leave a replayed leaf behind.
-        let probe = Layer::open(Arc::new(file), Some(path.to_owned()), Access::ReadOnly)?;
-        let gate = Gate::new(&options.parents, path, &options.windows_paths);
+        let probe = Layer::open(Arc::new(file), Some(path.to_owned()))?;
         let parents = match (&options.parents, probe.has_parent()) {
             (_, false) => Parents::None,
             (ParentPolicy::Deny, true) => Parents::NotOpened,
-            (_, true) => Parents::Line(open_line(&gate, &probe, path, options.map_ancestors)?),
+            (_, true) => {
+                let dir = directory_of(path);
+                let gate = Gate::new(&options.parents, &dir, &options.windows_paths);
+                Parents::Line(open_line(&gate, &probe, dir, options.map_ancestors)?)
+            }
         };
         Self::assemble(probe, parents, access, options)
     }
@@ -50,7 +63,7 @@ impl Disk {
     /// As [`Disk::open`].
     pub fn open_on(leaf: Arc<dyn Storage>, parents: Vec<Arc<dyn Storage>>, options: &OpenOptions) -> Result<Self, OpenError> {
         let access = if options.writable { Access::Writable } else { Access::ReadOnly };
-        let probe = Layer::open(leaf, None, Access::ReadOnly)?;
+        let probe = Layer::open(leaf, None)?;
         let parents = match (&options.parents, probe.has_parent()) {
             (_, false) => Parents::None,
             (ParentPolicy::Deny, true) => Parents::NotOpened,
@@ -60,20 +73,12 @@ impl Disk {
     }
 
     fn assemble(probe: Layer, parents: Parents, access: Access, options: &OpenOptions) -> Result<Self, OpenError> {
-        let leaf = match access {
-            Access::ReadOnly => probe,
-            Access::Writable if probe.log_was_dirty => {
-                let log_was_dirty = probe.log_was_dirty;
-                let mut leaf = Layer::open(probe.original, probe.path, Access::Writable)?;
-                leaf.log_was_dirty = log_was_dirty;
-                leaf
-            }
-            Access::Writable => probe,
-        };
-        if access == Access::Writable && leaf.header.log_length == 0 {
-            return Err(OpenError::NoLog);
-        }
+        let mut leaf = probe;
         if access == Access::Writable {
+            leaf.replay()?;
+            if leaf.header.log_length == 0 {
+                return Err(OpenError::NoLog);
+            }
             // Fails now rather than at the first change when no further header can be written.
             leaf.header.next_sequence(leaf.slot)?;
         }
@@ -92,7 +97,8 @@ impl Disk {
     /// `Geometry` or `Option` for sizes outside their ranges; `Storage` when the file cannot be made or the name is taken
     /// (kind `AlreadyExists`, unless [`CreateOptions::overwrite`]).
     pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<Self, CreateError> {
-        create_file(path.as_ref(), options, &blueprint(options, None)?)
+        let path = path.as_ref();
+        create_file(path, &directory_of(path), options, &blueprint(options, None)?)
     }
 
     /// Creates a differencing disk over `parent` and opens it for writing. The parent may be a differencing disk itself; it is
@@ -104,9 +110,10 @@ impl Disk {
         let (path, parent) = (path.as_ref(), parent.as_ref());
         let open = OpenOptions::new().parents(options.parents.clone());
         let parent_disk = Self::open(parent, &open).map_err(|e| CreateError::Parent(Box::new(e)))?;
-        let locator = locator(&directory_of(path), parent, parent_disk.leaf.header.data_write)?;
+        let dir = directory_of(path);
+        let locator = locator(&dir, parent, parent_disk.leaf.header.data_write)?;
         let blueprint = blueprint(options, Some((&parent_disk, locator)))?;
-        let leaf = create_storage(path, options, &blueprint)?;
+        let leaf = create_storage(path, &dir, options, &blueprint)?;
         let line = parent_disk.into_line();
         Self::adopt_child(leaf, path.to_owned(), line)
     }
@@ -151,7 +158,7 @@ impl Disk {
     }
 
     fn adopt_child(leaf: Arc<dyn Storage>, path: PathBuf, line: Arc<Ancestor>) -> Result<Self, CreateError> {
-        let probe = Layer::open(leaf, Some(path), Access::ReadOnly)?;
+        let probe = Layer::open(leaf, Some(path))?;
         Ok(Self::assemble(probe, Parents::Line(line), Access::Writable, &OpenOptions::new())?)
     }
 }
@@ -163,27 +170,41 @@ fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), Cre
     Ok(())
 }
 
-fn create_file(path: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
-    let leaf = create_storage(path, options, blueprint)?;
-    let probe = Layer::open(leaf, Some(path.to_owned()), Access::ReadOnly)?;
+fn create_file(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
+    let leaf = create_storage(path, dir, options, blueprint)?;
+    let probe = Layer::open(leaf, Some(path.to_owned()))?;
     Ok(Disk::assemble(probe, Parents::None, Access::Writable, &OpenOptions::new())?)
 }
 
-fn create_storage(path: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Arc<dyn Storage>, CreateError> {
+/// `dir` is the directory that `path` lies in.
+fn create_storage(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Arc<dyn Storage>, CreateError> {
     let invalid = || StorageError::new(Operation::Open, 0, std::io::ErrorKind::InvalidInput.into());
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(invalid)?;
-    let volume = DirVolume::open(&directory_of(path))?;
+    let volume = DirVolume::open(dir)?;
+    // A file that somebody has open, as a disk or as a parent, is not replaced under them: its lock is held until the new
+    // one has the name.
+    let _replaced = if options.overwrite && !options.holds_lock { lock_if_there(path)? } else { None };
     let (leaf, ()) = storage::create_atomically(&volume, name, options.overwrite, options.durable, |file| blueprint.lay_down(&**file))?;
     Ok(leaf)
 }
 
-/// What the locator of a new child says: the way from its directory, and the absolute path.
-fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
+/// The exclusive lock of a file that is going to be replaced; `None` when there is none.
+fn lock_if_there(path: &Path) -> Result<Option<FileStorage>, StorageError> {
+    match FileStorage::open_write(path) {
+        Ok(old) => Ok(Some(old)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// What the locator of a new child says: the way from its directory (a path without links), and the absolute path.
+pub(super) fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
     if identity.get().is_zero() {
         return Err(CreateError::ParentWithoutIdentity);
     }
-    let relative = relative_locator_path(child_dir, parent);
-    let absolute = absolute_locator_path(parent);
+    let parent = gate::canonical(parent)?;
+    let relative = relative_locator_path(child_dir, &parent);
+    let absolute = absolute_locator_path(&parent);
     let mut paths = Vec::new();
     if let Some(relative) = &relative {
         paths.push(("relative_path", relative.as_str()));
@@ -259,17 +280,18 @@ impl<'a> Step<'a> {
 }
 
 /// Opens the parents of `leaf` through the gate, nearest first, without recursion.
-fn open_line(gate: &Gate, leaf: &Layer, leaf_path: &Path, mapped: bool) -> Result<Arc<Ancestor>, OpenError> {
+/// `dir` is the leaf's directory, as a path without links.
+fn open_line(gate: &Gate, leaf: &Layer, mut dir: PathBuf, mapped: bool) -> Result<Arc<Ancestor>, OpenError> {
     let mut seen: Vec<StorageId> = vec![leaf.file.id()];
     let mut layers: Vec<Layer> = Vec::new();
-    let mut dir = directory_of(leaf_path);
     while let Some(step) = Step::of(layers.last().unwrap_or(leaf)) {
         let depth = layers.len() + 1;
         if depth >= MAX_CHAIN_DEPTH {
             return Err(ChainError::TooDeep { limit: MAX_CHAIN_DEPTH }.into());
         }
         let (layer, found) = open_parent(gate, &step, &dir, depth, mapped, &seen)?;
-        dir = directory_of(&found);
+        // The gate says where it found a file without links, so nothing has to be looked up.
+        dir = found.parent().map(Path::to_path_buf).unwrap_or_default();
         seen.push(layer.file.id());
         layers.push(layer);
     }
@@ -317,7 +339,7 @@ fn open_parent(
         } else {
             Arc::new(file)
         };
-        match Layer::open(file, Some(found.clone()), Access::ReadOnly) {
+        match Layer::open(file, Some(found.clone())) {
             Ok(layer) if step.verify(&layer, depth)? => return Ok((layer, found)),
             Ok(layer) => mismatches.push((candidate.written.clone(), layer.header.data_write)),
             Err(e) => broken = broken.or(Some(e.into())),
@@ -354,7 +376,7 @@ fn open_given_line(leaf: &Layer, parents: Vec<Arc<dyn Storage>>) -> Result<Arc<A
         if let Some(at) = seen.iter().position(|id| *id == file.id()) {
             return Err(ChainError::Cycle { at }.into());
         }
-        let layer = Layer::open(file, None, Access::ReadOnly)?;
+        let layer = Layer::open(file, None)?;
         if !step.verify(&layer, depth)? {
             return Err(mismatch(&step, vec![(format!("parent {depth}"), layer.header.data_write)]));
         }

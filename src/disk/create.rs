@@ -109,7 +109,8 @@ impl Blueprint {
 
 /// Writes the pages that are not all zeros; neighbours in one call. The last page may be short.
 fn write_nonzero(file: &dyn Storage, bytes: &[u8], at: u64) -> Result<(), LayDownError> {
-    let is_zero = |page: &[u8]| page.iter().all(|&b| b == 0);
+    // Compared as a whole: a test byte by byte is not vectorised, and took half the time of creating a clone.
+    let is_zero = |page: &[u8]| page == &[0; PAGE_LEN][..page.len()];
     let pages: Vec<&[u8]> = bytes.chunks(PAGE_LEN).collect();
     let mut first = 0;
     for run in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {

@@ -73,8 +73,7 @@ impl DiskError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::OutOfRange { .. } | Self::Misaligned { .. } => ErrorKind::InvalidInput,
-            Self::ParentNotOpen => ErrorKind::NotFound,
-            Self::ReadOnly => ErrorKind::Denied,
+            Self::ReadOnly | Self::ParentNotOpen => ErrorKind::Denied,
             Self::Latched { .. } => ErrorKind::Unavailable,
             Self::Format(e) => e.kind(),
             Self::Storage(e) => e.kind(),
@@ -86,8 +85,8 @@ impl DiskError {
 impl From<MapError> for DiskError {
     fn from(e: MapError) -> Self {
         match e {
-            MapError::Format(e) => Self::Format(e),
-            MapError::Storage(e) => Self::Storage(e),
+            MapError::Format(e) => Self::Format(*e),
+            MapError::Storage(e) => Self::Storage(*e),
         }
     }
 }

@@ -15,7 +15,7 @@ use super::error::DiskError;
 use super::writer::Writer;
 use crate::format::{BitmapState, PayloadState};
 use crate::geometry::BlockSpan;
-use crate::mapping::bitmap::{BitmapTable, PAGES_PER_CHUNK};
+use crate::mapping::bitmap::{BitmapTable, PAGES_PER_CHUNK, PageSource};
 use crate::mapping::dirty::PageKey;
 use crate::mapping::space::Allotment;
 use crate::storage;
@@ -46,6 +46,18 @@ impl Writer {
         self.begin()?;
         // Drawn before any look-up and held until the bytes are in the file: no place found below moves to another block.
         let _ticket = self.quarantine.enter();
+        let mut spans = self.layer.geometry.spans(at, data.len() as u64);
+        if let (Some(span), None) = (spans.next(), spans.next())
+            && let Some(home) = self.hot_home(span)?
+        {
+            // A rewrite inside one block, as small writes nearly always are.
+            return self.put(home, span.within.get(), data);
+        }
+        self.write_spans(backing, data, at)
+    }
+
+    /// Writes block by block; neighbours in the file travel in one call. The caller holds a ticket.
+    fn write_spans(&self, backing: &dyn Backing, data: &[u8], at: VirtualOffset) -> Result<(), DiskError> {
         let mut run: Option<Run> = None;
         let mut from = 0;
         for span in self.layer.geometry.spans(at, data.len() as u64) {
@@ -71,7 +83,6 @@ impl Writer {
         self.write_run(run, data)
     }
 
-    #[inline]
     fn write_run(&self, run: Option<Run>, data: &[u8]) -> Result<(), DiskError> {
         if let Some(run) = run {
             let result = storage::write_all(&*self.layer.file, &data[run.from..run.from + run.len], run.at);
@@ -100,10 +111,11 @@ impl Writer {
         (within >> shift, (within + len).div_ceil(1 << shift))
     }
 
+    #[inline]
     fn all_present(&self, block: BlockIndex, first: u32, end: u32) -> Result<bool, DiskError> {
         let g = &self.layer.geometry;
-        let home = self.layer.bitmap_home(block)?;
-        Ok(self.layer.bitmaps.all_set(g.chunk_of(block), g.first_bit(block) + first, end - first, home, &*self.layer.file)?)
+        let home = || self.layer.bitmap_home(block);
+        Ok(self.layer.bitmaps.all_set(g.chunk_of(block), g.first_bit(block) + first, end - first, &*self.layer.file, home)?)
     }
 
     #[cold]
@@ -129,8 +141,10 @@ impl Writer {
     }
 
     /// Writes bytes into a block of this file.
+    #[inline]
     fn put(&self, home: BlockHome, within: u32, data: &[u8]) -> Result<(), DiskError> {
         let result = storage::write_all(&*self.layer.file, data, home.start().get() + u64::from(within));
+        // Also after a failure: a part may have landed.
         self.mark_payload();
         Ok(result?)
     }
@@ -155,8 +169,10 @@ impl Writer {
     /// The block becomes partially present: only the caller's sectors are written, the rest still comes from the parent.
     fn first_touch_sectors(&self, backing: &dyn Backing, cold: &Cold<'_>) -> Result<(), DiskError> {
         let g = &self.layer.geometry;
-        let space = self.allocate(g.block_mib(), false)?;
-        self.put_completed(backing, cold, space.home, |_| false)
+        // The tail of a last block that the disk's end cuts must be zeros, should the disk ever grow; no bitmap bit hides it.
+        let cut = u64::from(g.visible_len(cold.block)) < g.block_size();
+        let space = self.allocate(g.block_mib(), cut)?;
+        self.put_completed(backing, cold, space.home, |_| Ok(false))
             .and_then(|()| self.publish_partial(cold.block, cold.sectors, space.home))
             .inspect_err(|_| self.space.lock().give_back(space))
     }
@@ -180,9 +196,7 @@ impl Writer {
     /// More sectors of a partially present block.
     fn write_partial(&self, backing: &dyn Backing, cold: &Cold<'_>, home: BlockHome) -> Result<(), DiskError> {
         self.load_slice(cold.block)?;
-        let present = |sector| self.all_present(cold.block, sector, sector + 1);
-        let edges = (present(cold.sectors.0)?, present(cold.sectors.1 - 1)?);
-        self.put_completed(backing, cold, home, |sector| if sector == cold.sectors.0 { edges.0 } else { edges.1 })?;
+        self.put_completed(backing, cold, home, |sector| self.all_present(cold.block, sector, sector + 1))?;
         self.publish_more(cold.block, cold.sectors, home)
     }
 
@@ -241,12 +255,12 @@ impl Writer {
         backing: &dyn Backing,
         cold: &Cold<'_>,
         home: BlockHome,
-        present: impl Fn(u32) -> bool,
+        present: impl Fn(u32) -> Result<bool, DiskError>,
     ) -> Result<(), DiskError> {
         let sector = self.layer.geometry.logical_sector();
         let (start, end) = (cold.within, cold.within + cold.data.len() as u32);
-        let head = start % sector != 0 && !present(cold.sectors.0);
-        let tail = end % sector != 0 && !present(cold.sectors.1 - 1);
+        let head = start % sector != 0 && !present(cold.sectors.0)?;
+        let tail = end % sector != 0 && !present(cold.sectors.1 - 1)?;
         if !head && !tail {
             return self.put(home, start, cold.data);
         }
@@ -278,11 +292,11 @@ impl Writer {
             BitmapState::Present(home) => (home, None),
             BitmapState::NotPresent => self.claim_bitmap(chunk).map(|home| (home, Some(home)))?,
         };
-        let fresh = self.fresh_bitmap(chunk).is_some();
+        let source = || Ok(if self.fresh_bitmap(chunk).is_some() { PageSource::Fresh } else { PageSource::File(home) });
         let first = g.first_bit(block);
         let (from, to) = (BitmapTable::page_of(chunk, first), BitmapTable::page_of(chunk, first + g.sectors_per_block() - 1));
         for page in from..=to {
-            self.layer.bitmaps.page(page, home, fresh, file)?;
+            self.layer.bitmaps.page(page, file, source)?;
         }
         Ok(new)
     }

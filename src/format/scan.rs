@@ -20,11 +20,14 @@ use crate::geometry::MAX_VIRTUAL_SIZE;
 use crate::guid::LogGuid;
 use crate::kind::Structure;
 use crate::units::{FileOffset, PAGE, PAGE_LEN};
+use std::collections::BTreeSet;
 use zerocopy::FromBytes;
 
 /// The length up to which a log may grow a file: the largest disk and 1 TiB for everything that describes it (a BAT of 513 MiB
 /// and 16 GiB of sector bitmaps, several times over). Files that are already longer may stay so.
 pub const MAX_FILE_LEN: u64 = MAX_VIRTUAL_SIZE + (1 << 40);
+/// How far past the end of everything a log may still write.
+const REACH_SLACK: u64 = 1 << 30;
 /// Bytes that the zero descriptors of a sequence may clear together. They clear metadata: at the very most all sector bitmap
 /// blocks of the largest disk (16 GiB) and a few regions (below 4 GiB each).
 const MAX_ZEROED: u64 = 64 << 30;
@@ -63,6 +66,26 @@ impl ActiveSequence {
     pub fn head(&self) -> &EntryHeader {
         let (_, head) = self.entries.last().expect("a sequence has a head");
         head
+    }
+
+    /// Whether sectors of the log that could not be read (and stand as zeros in `log`) may hide an entry behind the newest one: the
+    /// sector where it would begin is one of them, or it does begin there and one of them is in it.
+    pub fn may_go_on(&self, log: &[u8], unread: &BTreeSet<usize>) -> bool {
+        let (ring, _) = log.as_chunks::<PAGE_LEN>();
+        let Some((offset, head)) = self.entries.last() else { return false };
+        let after = sector_of(*offset).and_then(|first| first.checked_add(sector_of(head.length)?)?.checked_rem(ring.len()));
+        let Some(after) = after else { return false };
+        let next = ring.get(after).and_then(|page| WireHeader::ref_from_prefix(page).ok()).map(|(wire, _)| wire);
+        let is_next = |wire: &&WireHeader| {
+            wire.signature == ENTRY_SIGNATURE
+                && wire.log_guid == head.log_guid.get().to_bytes()
+                && head.sequence.checked_add(1) == Some(wire.sequence.get())
+        };
+        let sectors = next.filter(is_next).and_then(|wire| sector_of(wire.entry_length.get())).unwrap_or(1).max(1);
+        unread.iter().any(|&sector| {
+            let ahead = sector.checked_sub(after).or_else(|| sector.checked_add(ring.len())?.checked_sub(after));
+            ahead.is_some_and(|ahead| ahead < sectors)
+        })
     }
 
     /// The length that the file must have after the replay: no less than now, than the head's LastFileOffset, and than the end
@@ -130,6 +153,10 @@ fn bounded_len(ring: &[Page], sequence: &ActiveSequence, log_at: FileOffset) -> 
         let fault = Fault::Field { field: "LastFileOffset", value: len, rule: "beyond the largest file" };
         return Err(FormatError::new(Structure::LogEntry, log_at, fault));
     }
+    // What a log changes lies inside the file, or inside what one of its entries says the file has grown to. Some writers fall
+    // behind with LastFileOffset, hence the slack.
+    let vouched = sequence.entries.iter().map(|(_, header)| header.last_file_offset).fold(len, u64::max);
+    let reach = vouched.saturating_add(REACH_SLACK).min(most);
     let mut zeroed = 0_u64;
     for &(offset, header) in &sequence.entries {
         let at = FileOffset::new(log_at.get().saturating_add(offset.into()));
@@ -147,8 +174,8 @@ fn bounded_len(ring: &[Page], sequence: &ActiveSequence, log_at: FileOffset) -> 
                 return Err(err("ZeroLength", bytes, "more than all metadata of the largest disk"));
             }
             len = len.max(home.get().saturating_add(bytes));
-            if len > most {
-                return Err(err("FileOffset", home.get(), "beyond the largest file"));
+            if len > reach {
+                return Err(err("FileOffset", home.get(), "far beyond the file and what its log says it has grown to"));
             }
         }
     }

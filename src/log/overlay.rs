@@ -69,6 +69,11 @@ impl Overlay {
         Self { below, below_len, over }
     }
 
+    /// What is laid over the file below.
+    pub(crate) fn outcome(&self) -> &Outcome {
+        &self.over
+    }
+
     /// What answers for the byte at `at`, and up to where it does.
     fn source(&self, at: u64) -> (Source<'_>, u64) {
         if let Some((&home, image)) = self.over.pages.range(at.saturating_sub(PAGE - 1)..=at).next_back() {

@@ -130,7 +130,8 @@ pub(crate) struct LogWriter {
 impl LogWriter {
     /// A log of `len` bytes at `at` that no header names.
     pub(crate) fn new(at: u64, len: u64, first_sequence: u64) -> Self {
-        Self { at, ring: Ring::new(len), guid: None, sequence: first_sequence, pending: BTreeMap::new(), applied_unsynced: false, clock: 0 }
+        let ring = Ring::new(len, first_head(len));
+        Self { at, ring, guid: None, sequence: first_sequence, pending: BTreeMap::new(), applied_unsynced: false, clock: 0 }
     }
 
     fn tick(&mut self) -> u64 {
@@ -290,6 +291,18 @@ impl LogWriter {
         let _ = self.sync(file, headers, SyncSite::CloseSecond)?;
         Ok(())
     }
+}
+
+/// Where the first entry of a log of `len` bytes goes: to the start.
+#[cfg(not(feature = "sim"))]
+fn first_head(_len: u64) -> u64 {
+    0
+}
+
+/// Where the first entry of a log of `len` bytes goes. Any sector will do, and the crash simulator makes use of that.
+#[cfg(feature = "sim")]
+fn first_head(len: u64) -> u64 {
+    (crate::storage::sim::log_start() * PAGE).checked_rem(len).unwrap_or(0)
 }
 
 /// Writes pages to their homes, adjacent ones in one call. The pages come sorted by home.

@@ -20,12 +20,27 @@ const WALK_PAGES: u64 = 32;
 pub(crate) const ENTRIES: u32 = 512;
 
 /// Looking up a mapping failed: the file lies, or does not answer.
+///
+/// Boxed, because a look-up that may fail with a large error hands its answer back through memory, and look-ups are what a hot
+/// read consists of.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum MapError {
     #[error(transparent)]
-    Format(#[from] FormatError),
+    Format(Box<FormatError>),
     #[error(transparent)]
-    Storage(#[from] StorageError),
+    Storage(Box<StorageError>),
+}
+
+impl From<FormatError> for MapError {
+    fn from(e: FormatError) -> Self {
+        Self::Format(Box::new(e))
+    }
+}
+
+impl From<StorageError> for MapError {
+    fn from(e: StorageError) -> Self {
+        Self::Storage(Box::new(e))
+    }
 }
 
 /// 512 entries.
@@ -126,7 +141,8 @@ impl BatTable {
     }
 
     /// The page, loaded and checked.
-    pub(crate) fn page(&self, page: u64, file: &dyn Storage) -> Result<&BatPage, StorageError> {
+    #[inline]
+    pub(crate) fn page(&self, page: u64, file: &dyn Storage) -> Result<&BatPage, MapError> {
         self.pages.get_or_load(page, || {
             let mut image = Box::new([0; PAGE_LEN]);
             storage::read_zero_extended(file, &mut image[..], self.page_home(page).get())?;
@@ -186,6 +202,20 @@ impl BatTable {
     #[inline]
     pub(crate) fn payload(&self, block: BlockIndex, file: &dyn Storage) -> Result<PayloadState, MapError> {
         let index = self.geometry.bat_index(block);
+        // What every hot read and write asks, so the usual answer stands here alone, small enough to be inlined.
+        if let Some(page) = self.pages.get(Self::page_of(index))
+            && !page.suspect
+            // Acquire as in `load`.
+            && let Ok(state) = PayloadState::decode(page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire))
+        {
+            return Ok(state);
+        }
+        self.payload_with_care(index, file)
+    }
+
+    /// The same where the page must be loaded first, or is suspect.
+    #[cold]
+    fn payload_with_care(&self, index: BatIndex, file: &dyn Storage) -> Result<PayloadState, MapError> {
         let word = self.load(index, file)?;
         PayloadState::decode(word).map_err(|fault| self.entry_error(index, fault))
     }
@@ -258,6 +288,23 @@ impl BatTable {
             page = end;
         }
         Ok(true)
+    }
+
+    /// How many entries from `index` on are certainly zero, as far as holes of the file tell: nothing is read or kept. 0 when the
+    /// entry's page is in memory or may hold something.
+    pub(crate) fn blank(&self, index: BatIndex, file: &dyn Storage) -> Result<u64, StorageError> {
+        let pages = self.entries.div_ceil(u64::from(ENTRIES));
+        let page = Self::page_of(index);
+        // Asked before the file: a page is loaded before an entry in it changes, so what is not in memory now is as the file has it.
+        let next_loaded = self.pages.next_loaded(page).unwrap_or(pages);
+        if next_loaded <= page {
+            return Ok(0);
+        }
+        let at = self.page_home(page).get();
+        let data = file.next_data(at).map_err(|e| StorageError::new(Operation::Seek, at, e))?;
+        let next_data = data.map_or(pages, |(start, _)| start.saturating_sub(self.at) / PAGE);
+        let end = next_loaded.min(next_data).min(pages) * u64::from(ENTRIES);
+        Ok(end.min(self.entries).saturating_sub(u64::from(index.get())))
     }
 
     /// A page that was loaded before.

@@ -38,6 +38,15 @@ pub(crate) struct BitRun {
     pub(crate) len: u32,
 }
 
+/// Where a page that is not in memory comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PageSource {
+    /// From the sector bitmap block there.
+    File(BlockHome),
+    /// From nowhere: its sector bitmap block was allocated in this session and holds zeros wherever no page is in memory.
+    Fresh,
+}
+
 /// See the module.
 pub(crate) struct BitmapTable {
     pages: PageMap<BitmapPage>,
@@ -46,6 +55,11 @@ pub(crate) struct BitmapTable {
 /// The bits of a word that belong to `len` bits from `first` on.
 fn mask(first: u32, len: u32) -> u64 {
     (u64::MAX >> (64 - len)) << first
+}
+
+/// Whether `len` bits from `bit` on end where a word does, so that the run may go on in the next one.
+fn ends_word(bit: u32, len: u32) -> bool {
+    (bit + len).is_multiple_of(64)
 }
 
 impl BitmapTable {
@@ -64,16 +78,23 @@ impl BitmapTable {
         (ChunkIndex::new((page / PAGES_PER_CHUNK) as u32), page % PAGES_PER_CHUNK * PAGE)
     }
 
-    /// The page, read from the sector bitmap block at `home` unless somebody did before. A `fresh` block was allocated in
-    /// this session and holds zeros wherever no page is in memory.
-    pub(crate) fn page(&self, page: u64, home: BlockHome, fresh: bool, file: &dyn Storage) -> Result<&BitmapPage, MapError> {
+    /// The page; if it is not in memory, from where `source` says.
+    #[inline]
+    pub(crate) fn page(
+        &self,
+        page: u64,
+        file: &dyn Storage,
+        source: impl FnOnce() -> Result<PageSource, MapError>,
+    ) -> Result<&BitmapPage, MapError> {
         self.pages.get_or_load(page, || {
             let mut image = Box::new([0; PAGE_LEN]);
-            if !fresh {
+            let source = source()?;
+            if let PageSource::File(home) = source {
                 let (_, within) = Self::place_of(page);
                 storage::read_zero_extended(file, &mut image[..], home.start().get() + within)?;
             }
-            Ok(BitmapPage { words: image_words(&image), dirty: DirtyFlag::new(), unconsulted: AtomicBool::new(fresh) })
+            let unconsulted = AtomicBool::new(source == PageSource::Fresh);
+            Ok(BitmapPage { words: image_words(&image), dirty: DirtyFlag::new(), unconsulted })
         })
     }
 
@@ -82,32 +103,76 @@ impl BitmapTable {
         self.pages.get(page)
     }
 
-    /// The longest run of equal bits that starts at `bit`, at most `max` bits long. Loads the pages it looks at.
-    pub(crate) fn run(&self, chunk: ChunkIndex, bit: u32, max: u32, home: BlockHome, file: &dyn Storage) -> Result<BitRun, MapError> {
-        let mut at = bit;
-        let end = bit + max;
-        let mut answer = None;
-        while at < end {
-            let page = self.page(Self::page_of(chunk, at), home, false, file)?;
-            let page_end = (at / PAGE_BITS + 1) * PAGE_BITS;
-            while at < end.min(page_end) {
-                // Acquire pairs with the Release of `set`: a set bit promises that the sector's bytes are in the file.
-                let word = page.words[(at % PAGE_BITS / 64) as usize].load(Ordering::Acquire) >> (at % 64);
-                let present = *answer.get_or_insert(word & 1 == 1);
-                let same = if present { word.trailing_ones() } else { word.trailing_zeros() };
-                let left_in_word = 64 - at % 64;
-                at += same.min(left_in_word);
-                if same < left_in_word {
-                    return Ok(BitRun { present, len: (at - bit).min(max) });
-                }
+    /// The longest run of equal bits that starts at `bit`, at most `max` bits long. Loads the pages it looks at; `home` is only
+    /// asked where the sector bitmap block is when one has to be read.
+    #[inline]
+    pub(crate) fn run(
+        &self,
+        chunk: ChunkIndex,
+        bit: u32,
+        max: u32,
+        file: &dyn Storage,
+        home: impl Fn() -> Result<BlockHome, MapError>,
+    ) -> Result<BitRun, MapError> {
+        let run = self.run_in_word(chunk, bit, file, &home)?;
+        // Nearly always: a page of the disk is eight sectors of one word.
+        if run.len >= max || !ends_word(bit, run.len) {
+            return Ok(BitRun { present: run.present, len: run.len.min(max) });
+        }
+        self.run_on(chunk, bit, run, max, file, &home)
+    }
+
+    /// Continues a run that reached the end of its word.
+    fn run_on(
+        &self,
+        chunk: ChunkIndex,
+        bit: u32,
+        mut run: BitRun,
+        max: u32,
+        file: &dyn Storage,
+        home: &dyn Fn() -> Result<BlockHome, MapError>,
+    ) -> Result<BitRun, MapError> {
+        while run.len < max {
+            let next = self.run_in_word(chunk, bit + run.len, file, home)?;
+            if next.present != run.present {
+                return Ok(run);
+            }
+            run.len += next.len;
+            if !ends_word(bit, run.len) {
+                break;
             }
         }
-        Ok(BitRun { present: answer.unwrap_or(false), len: (at - bit).min(max) })
+        Ok(BitRun { present: run.present, len: run.len.min(max) })
+    }
+
+    /// The run that starts at `bit`, as far as its word of 64 bits tells.
+    #[inline]
+    fn run_in_word(
+        &self,
+        chunk: ChunkIndex,
+        bit: u32,
+        file: &dyn Storage,
+        home: impl Fn() -> Result<BlockHome, MapError>,
+    ) -> Result<BitRun, MapError> {
+        let page = self.page(Self::page_of(chunk, bit), file, || home().map(PageSource::File))?;
+        // Acquire pairs with the Release of `fill`: a set bit promises that the sector's bytes are in the file.
+        let word = page.words[(bit % PAGE_BITS / 64) as usize].load(Ordering::Acquire) >> (bit % 64);
+        let present = word & 1 == 1;
+        let same = if present { word.trailing_ones() } else { word.trailing_zeros() };
+        Ok(BitRun { present, len: same.min(64 - bit % 64) })
     }
 
     /// Whether all of `len` bits are set.
-    pub(crate) fn all_set(&self, chunk: ChunkIndex, bit: u32, len: u32, home: BlockHome, file: &dyn Storage) -> Result<bool, MapError> {
-        let run = self.run(chunk, bit, len, home, file)?;
+    #[inline]
+    pub(crate) fn all_set(
+        &self,
+        chunk: ChunkIndex,
+        bit: u32,
+        len: u32,
+        file: &dyn Storage,
+        home: impl Fn() -> Result<BlockHome, MapError>,
+    ) -> Result<bool, MapError> {
+        let run = self.run(chunk, bit, len, file, home)?;
         Ok(run.present && run.len == len)
     }
 
@@ -125,7 +190,7 @@ impl BitmapTable {
                 let part = (64 - at % 64).min(stop - at);
                 let bits = mask(at % 64, part);
                 let word = &page.words[(at % PAGE_BITS / 64) as usize];
-                // Release pairs with the Acquire of `run`. Neighbouring blocks share words when their slices are short, so
+                // Release pairs with the Acquire of `run_in_word`. Neighbouring blocks share words when their slices are short, so
                 // this must not be a plain store.
                 let before = if value { word.fetch_or(bits, Ordering::Release) } else { word.fetch_and(!bits, Ordering::Release) };
                 changed |= if value { before & bits != bits } else { before & bits != 0 };
@@ -151,7 +216,7 @@ mod tests {
     fn table_with(bits: &[(u32, u32)]) -> (BitmapTable, MemoryStorage, BlockHome) {
         let (table, file, home) = (BitmapTable::new(1), MemoryStorage::new(), BlockHome::from_mib(1).unwrap());
         for page in 0..3 {
-            table.page(page, home, true, &file).unwrap();
+            table.page(page, &file, || Ok(PageSource::Fresh)).unwrap();
         }
         for &(bit, len) in bits {
             table.fill(ChunkIndex::new(0), bit, len, true, |_, _| {});
@@ -166,7 +231,7 @@ mod tests {
         let is_set = |bit: u32| set.iter().any(|&(from, len)| (from..from + len).contains(&bit));
         for start in (0..300).chain(32_600..33_000).chain(65_500..65_600) {
             for max in [1, 2, 63, 64, 65, 400] {
-                let run = table.run(ChunkIndex::new(0), start, max, home, &file).unwrap();
+                let run = table.run(ChunkIndex::new(0), start, max, &file, || Ok(home)).unwrap();
                 let naive = (start..start + max).take_while(|&b| is_set(b) == is_set(start)).count() as u32;
                 assert_eq!((run.present, run.len), (is_set(start), naive), "start {start} max {max}");
             }

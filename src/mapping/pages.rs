@@ -10,7 +10,15 @@ const FAN: usize = 512;
 
 /// Middle node: one slot for each of 512 pages.
 struct Middle<T> {
-    slots: Box<[OnceLock<Box<T>>]>,
+    /// An array rather than a slice: a look-up then needs no bounds check.
+    slots: Box<[OnceLock<Box<T>>; FAN]>,
+}
+
+impl<T> Middle<T> {
+    fn new() -> Self {
+        let slots: Box<[_]> = (0..FAN).map(|_| OnceLock::new()).collect();
+        Self { slots: slots.try_into().unwrap_or_else(|_| unreachable!("as many slots were made as the array has")) }
+    }
 }
 
 /// See the module.
@@ -55,7 +63,7 @@ impl<T> PageMap<T> {
     fn load<E>(&self, page: u64, load: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
         let page = page as usize;
         let loaded = Box::new(load()?);
-        let middle = self.root[page / FAN].get_or_init(|| Middle { slots: (0..FAN).map(|_| OnceLock::new()).collect() });
+        let middle = self.root[page / FAN].get_or_init(Middle::new);
         Ok(middle.slots[page % FAN].get_or_init(|| loaded))
     }
 }

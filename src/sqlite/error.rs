@@ -1,3 +1,5 @@
+//! What can go wrong between a database and its disk.
+
 use crate::kind::ErrorKind;
 use std::io;
 use std::path::PathBuf;

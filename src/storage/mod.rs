@@ -15,6 +15,8 @@ mod memory;
 pub mod sim;
 mod volume;
 
+#[cfg(feature = "store")]
+pub(crate) use error::io_kind;
 pub use error::{Operation, StorageError};
 pub use file::{Access, FileStorage};
 pub use map::MappedStorage;

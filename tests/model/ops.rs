@@ -51,13 +51,13 @@ pub struct Op {
 
 /// Out of 1000.
 const WEIGHTS: [(Kind, u64); 11] = [
-    (Kind::Write, 560),
+    (Kind::Write, 570),
     (Kind::Zero, 70),
     (Kind::Trim, 45),
     (Kind::Read, 150),
     (Kind::Flush, 80),
-    (Kind::Close, 14),
-    (Kind::Drop, 16),
+    (Kind::Close, 9),
+    (Kind::Drop, 11),
     (Kind::Extents, 30),
     (Kind::Child, 10),
     (Kind::Beyond, 5),

@@ -2,7 +2,7 @@
 
 use diffdisk::{Disk, ExtentKind};
 use sha2::{Digest, Sha256};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 pub const PIECE: u64 = 64 << 10;
@@ -77,25 +77,32 @@ pub fn of_disk(disk: &Disk, with_sha256: bool, read_all: bool) -> Result<(String
     Ok((hex(full), hex(sparse)))
 }
 
-/// A fast fingerprint of a file: length, modification time, and a hash of every word with its place.
-pub fn of_file(path: &Path) -> std::io::Result<(u64, std::time::SystemTime, u64)> {
+/// What a file looked like: length, modification time, space on the disk, and the SHA-256 of the pieces that are not holes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Print {
+    pub len: u64,
+    modified: std::time::SystemTime,
+    allocated: u64,
+    data: String,
+}
+
+/// Takes the fingerprint; `data` lists the 64 KiB pieces that were written when the file was made. Whoever writes to a hole changes
+/// the time and the space.
+pub fn print(path: &Path, data: &[u64]) -> std::io::Result<Print> {
     let mut file = std::fs::File::open(path)?;
     let meta = file.metadata()?;
-    let mut buf = vec![0; 1 << 20];
-    let (mut at, mut hash) = (0_u64, 0_u64);
-    loop {
-        let n = file.read(&mut buf)?;
-        if n == 0 {
-            return Ok((meta.len(), meta.modified()?, hash));
-        }
-        for page in buf[..n].chunks(4096) {
-            if page.iter().any(|&b| b != 0) {
-                let words = page.chunks(8).map(|w| w.iter().fold(0_u64, |v, &b| v << 8 | u64::from(b)));
-                hash = words.fold(hash ^ at, |h, w| (h.rotate_left(7) ^ w).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            }
-            at += page.len() as u64;
-        }
+    let (mut hash, mut buf) = (Sha256::new(), Vec::new());
+    for &at in data {
+        file.seek(SeekFrom::Start(at))?;
+        buf.clear();
+        Read::by_ref(&mut file).take(PIECE).read_to_end(&mut buf)?;
+        hash.update(&buf);
     }
+    #[cfg(unix)]
+    let allocated = std::os::unix::fs::MetadataExt::blocks(&meta);
+    #[cfg(not(unix))]
+    let allocated = 0;
+    Ok(Print { len: meta.len(), modified: meta.modified()?, allocated, data: hex(hash) })
 }
 
 /// SHA-256 of a file.

@@ -444,7 +444,13 @@ impl Image {
     }
 
     pub fn get(&self, at: u64, len: usize) -> Vec<u8> {
-        (at..at + len as u64).map(|pos| self.pages.get(&(pos / PAGE)).map_or(0, |page| page[(pos % PAGE) as usize])).collect()
+        let mut out = vec![0; len];
+        for (&page, bytes) in self.pages.range(at / PAGE..(at + len as u64).div_ceil(PAGE)) {
+            let (from, to) = (at.max(page * PAGE), (at + len as u64).min((page + 1) * PAGE));
+            out[(from - at) as usize..(to - at) as usize]
+                .copy_from_slice(&bytes[(from - page * PAGE) as usize..(to - page * PAGE) as usize]);
+        }
+        out
     }
 
     fn put_log(&mut self, pos: u64, ring: u64, entry: &[u8]) {

@@ -119,8 +119,9 @@ impl From<DiskError> for CliError {
 
 impl From<io::Error> for CliError {
     fn from(e: io::Error) -> Self {
-        // The library's own mapping from what the system says.
-        StorageError::new(Operation::Open, 0, e).into()
+        // The library's own mapping from what the system says; the call that failed is not known here.
+        let message = e.to_string();
+        Self::new(StorageError::new(Operation::Open, 0, e).kind(), message)
     }
 }
 

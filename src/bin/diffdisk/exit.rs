@@ -66,9 +66,11 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if std::env::args_os().any(|arg| arg == "--json") {
+        // The sentence, without the usage and the hints that follow it; the names of missing arguments stand on lines of their own.
         let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        report(ErrorKind::InvalidInput, first.strip_prefix("error: ").unwrap_or(first), true);
+        let sentence = text.split("\n\n").next().unwrap_or_default();
+        let words: Vec<&str> = sentence.strip_prefix("error: ").unwrap_or(sentence).split_whitespace().collect();
+        report(ErrorKind::InvalidInput, &words.join(" "), true);
     } else {
         let _ = error.print();
     }

@@ -4,6 +4,7 @@
 //! form and, on other systems, a plain absolute path in the place of the last. Nothing here asks the file system about a path that
 //! came out of a file: `..` is resolved as text, as Windows does it.
 
+use crate::storage::{Operation, StorageError};
 use std::path::{Component, Path, PathBuf};
 
 const UNC_ROOT: &str = r"\\";
@@ -151,6 +152,11 @@ impl WindowsTable {
     }
 }
 
+/// The path without links, for a file that is there.
+pub(crate) fn canonical(path: &Path) -> Result<PathBuf, StorageError> {
+    std::fs::canonicalize(path).map_err(|e| StorageError::new(Operation::Open, 0, e))
+}
+
 /// A path of the caller's without links; where there is nothing yet, at least an absolute one.
 pub(super) fn real(path: &Path) -> PathBuf {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
@@ -169,13 +175,12 @@ fn writable<'p>(component: &Component<'p>) -> Option<&'p str> {
     component.as_os_str().to_str().filter(|name| !name.contains(['\\', ':']))
 }
 
-/// The `relative_path` that leads from a child in `child_dir` to `parent`: `.\p.vhdx`, `..\images\p.vhdx`. Both must exist.
+/// The `relative_path` that leads from a child in `child_dir` to `parent`: `.\p.vhdx`, `..\images\p.vhdx`. Both are absolute paths
+/// without links.
 ///
 /// `None` when there is no such path that a reader would take back for the same file: another drive, a name that is not Unicode, or
 /// one with a backslash or colon in it.
 pub(crate) fn relative_locator_path(child_dir: &Path, parent: &Path) -> Option<String> {
-    let child_dir = std::fs::canonicalize(if child_dir.as_os_str().is_empty() { Path::new(".") } else { child_dir }).ok()?;
-    let parent = std::fs::canonicalize(parent).ok()?;
     let (from, to): (Vec<Component<'_>>, Vec<Component<'_>>) = (child_dir.components().collect(), parent.components().collect());
     let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
     let (up, down) = (from.get(common..)?, to.get(common..)?);
@@ -190,10 +195,9 @@ pub(crate) fn relative_locator_path(child_dir: &Path, parent: &Path) -> Option<S
     Some(parts.join(r"\"))
 }
 
-/// The `absolute_win32_path` of a parent that exists: `\\?\C:\dir\p.vhdx` on Windows; elsewhere, where no Windows path would be true,
-/// `/dir/p.vhdx`. `None` as for [`relative_locator_path`].
+/// The `absolute_win32_path` of a parent whose absolute path without links this is: `\\?\C:\dir\p.vhdx` on Windows; elsewhere,
+/// where no Windows path would be true, `/dir/p.vhdx`. `None` as for [`relative_locator_path`].
 pub(crate) fn absolute_locator_path(parent: &Path) -> Option<String> {
-    let parent = std::fs::canonicalize(parent).ok()?;
     for component in parent.components() {
         if let Component::Normal(_) = component {
             writable(&component)?;

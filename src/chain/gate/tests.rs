@@ -32,7 +32,7 @@ impl World {
     }
 
     fn gate_with(&self, policy: &ParentPolicy, windows: &[(String, PathBuf)]) -> Gate {
-        Gate::new(policy, &self.clones().join("child.vhdx"), windows)
+        Gate::new(policy, &self.clones(), windows)
     }
 
     /// What opening a child with this one locator path comes to: the parent's content, or the error.
@@ -152,7 +152,7 @@ fn a_leaf_behind_a_link_has_the_directory_it_is_really_in() {
     symlink("clones/child.vhdx", world.top.join("shortcut")).unwrap();
     assert_eq!(directory_of(&world.top.join("shortcut")), world.clones());
     assert_eq!(directory_of(&world.clones().join("not yet")), world.clones());
-    let gate = Gate::new(&ParentPolicy::default(), &world.top.join("shortcut"), &[]);
+    let gate = Gate::new(&ParentPolicy::default(), &directory_of(&world.top.join("shortcut")), &[]);
     assert_eq!(world.follow(&gate, "relative_path", r"sub\p.vhdx").unwrap(), "sub");
     refused(world.follow(&gate, "relative_path", r"..\secret"), ErrorKind::Denied);
 }
@@ -326,7 +326,6 @@ fn locator_paths_lead_back_to_the_parent() {
         }
     }
     assert_eq!(relative_locator_path(&world.clones(), &world.top), None, "a directory above is no parent");
-    assert_eq!(relative_locator_path(&world.clones(), &world.top.join("none")), None);
 }
 
 #[test]
