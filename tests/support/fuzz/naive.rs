@@ -115,7 +115,8 @@ pub fn replay(ring: &[u8], log_at: u64, guid: RawGuid, file_len: u64, bounds: &B
     let told = entries.iter().map(|entry| entry.last).chain([file_len]).max()?;
     let furthest = steps.iter().map(end).max().unwrap_or(0);
     let cleared = steps.iter().fold(0_u64, |sum, step| if let Step::Zero(_, len) = step { sum.saturating_add(*len) } else { sum });
-    let refused = file_len < head.flushed || head.last > most || cleared > bounds.zeros || furthest > told.saturating_add(bounds.slack).min(most);
+    let refused =
+        file_len < head.flushed || head.last > most || cleared > bounds.zeros || furthest > told.saturating_add(bounds.slack).min(most);
     (!refused).then(|| (steps, furthest.max(file_len).max(head.last)))
 }
 
