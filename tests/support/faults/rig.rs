@@ -341,7 +341,8 @@ impl<'a> Rig<'a> {
         // When the system threw dirty pages away, only blocks that nobody touched since the last flush can be told.
         let lost = self.wrong.sync_loss() == Some(Lost::Everywhere) && self.file.inner.hits() > 0;
         for (bytes, piece) in buf.as_chunks::<512>().0.iter().zip(first..) {
-            if !self.ledger.now(piece).contains(bytes) && !(lost && self.ledger.is_unsettled(piece)) {
+            let may_be = self.ledger.now(piece).contains(bytes) || lost && self.ledger.is_unsettled(piece);
+            if !may_be {
                 return Err(format!("a live read of piece {piece} returned {}", origin(bytes)));
             }
         }
@@ -401,7 +402,8 @@ impl<'a> Rig<'a> {
         }
         self.disk = None;
         // One of the two will do where they hardly differ; failed syncs get both.
-        let (sees, cut) = (self.wrong.sync_loss().is_some() || k / 2 % 2 == 0, self.wrong.sync_loss().is_some() || k / 2 % 2 == 1);
+        let (sees, cut) =
+            (self.wrong.sync_loss().is_some() || (k / 2).is_multiple_of(2), self.wrong.sync_loss().is_some() || k / 2 % 2 == 1);
         if sees {
             let visible = self.world.fork();
             self.recover(&visible.open(LEAF).unwrap(), "with what readers see")?;
@@ -482,7 +484,7 @@ fn observe(ledger: &mut Ledger, disk: &Disk) -> Result<(), String> {
     for (piece, bytes) in found {
         let allowed = ledger.durable(piece);
         if !allowed.contains(&bytes) {
-            let allowed: Vec<String> = allowed.iter().map(|bytes| origin(bytes)).collect();
+            let allowed: Vec<String> = allowed.iter().map(origin).collect();
             return Err(format!("P2: piece {piece} holds {}, allowed were {allowed:?}", origin(&bytes)));
         }
         ledger.observed(piece, bytes);

@@ -31,7 +31,7 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
 /// The entry that starts at `at`, if one does.
 fn entry(ring: &[u8], at: usize, log_at: u64, guid: RawGuid) -> Option<Entry> {
     let len = u32_at(ring, at + 8) as usize;
-    if &ring[at..at + 4] != b"loge" || len == 0 || len % 4096 != 0 || len > ring.len() {
+    if &ring[at..at + 4] != b"loge" || len == 0 || !len.is_multiple_of(4096) || len > ring.len() {
         return None;
     }
     let mut b: Vec<u8> = (at..at + len).map(|i| ring[i % ring.len()]).collect();
@@ -63,7 +63,7 @@ fn entry(ring: &[u8], at: usize, log_at: u64, guid: RawGuid) -> Option<Entry> {
         };
         let end = home.checked_add(bytes)?;
         let in_log = home < log_at + ring.len() as u64 && log_at < end;
-        if u64_at(&b, d + 24) != sequence || home % 4096 != 0 || bytes % 4096 != 0 || home < 0x30000 || in_log {
+        if u64_at(&b, d + 24) != sequence || !home.is_multiple_of(4096) || bytes % 4096 != 0 || home < 0x30000 || in_log {
             return None;
         }
         steps.push(step);
