@@ -4,6 +4,7 @@
 //! seed is also replayed with single bytes changed, a fixed few hundred ways, so that a machine without a nightly compiler fuzzes a
 //! little too. `cargo test --test fuzz_regressions -- --ignored write_seeds` writes the seeds where the fuzzer looks for them.
 
+#[expect(dead_code, reason = "of the builders only what the bodies need is used")]
 #[path = "support/fuzz/mod.rs"]
 mod fuzz;
 #[path = "support/loud.rs"]

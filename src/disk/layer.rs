@@ -15,7 +15,7 @@ use crate::log::overlay::Overlay;
 use crate::log::replay::{self, Unreplayed};
 use crate::mapping::bat::{BatTable, Fences, MapError};
 use crate::mapping::bitmap::BitmapTable;
-use crate::storage::{self, Storage};
+use crate::storage::{self, Storage, StorageError};
 use crate::units::{BatIndex, BlockHome, BlockIndex, FileOffset, VirtualOffset};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -250,15 +250,26 @@ fn read_header_section(file: &dyn Storage, file_len: u64) -> Result<(String, Cur
         let mut bytes = [0; 4096];
         storage::read_exact(file, &mut bytes, slot.offset().get()).map(|()| Header::parse(slot, &bytes))
     });
-    // A header that cannot be read counts like one that is damaged, as long as the other one is good.
-    let unreadable = |slot: HeaderSlot| FormatError::new(Structure::Header, slot.offset(), Fault::Signature);
     match (one, two) {
+        (Ok(one), Ok(two)) => Ok((creator, format::choose_header(one, two)?)),
         (Err(e), Err(_)) => Err(e.into()),
-        (one, two) => {
-            let one = one.unwrap_or_else(|_| Err(unreadable(HeaderSlot::One)));
-            let two = two.unwrap_or_else(|_| Err(unreadable(HeaderSlot::Two)));
-            Ok((creator, format::choose_header(one, two)?))
+        (Ok(good), Err(e)) => Ok((creator, only_header(HeaderSlot::One, good, e)?)),
+        (Err(e), Ok(good)) => Ok((creator, only_header(HeaderSlot::Two, good, e)?)),
+    }
+}
+
+/// What one header says when the other one cannot be read. The unreadable one may be the newer one. If this one names a log,
+/// that does not matter: a newer one can only say that the log's content is home by now, and replaying it again changes
+/// nothing. If this one names none, the newer one may name a log that holds what was flushed, and opening without it would
+/// show, and keep, old content: an error that may pass is better.
+fn only_header(slot: HeaderSlot, good: Result<Header, FormatError>, unreadable: StorageError) -> Result<CurrentHeader, LayerError> {
+    match good {
+        Ok(header) if !header.log.get().is_zero() => {
+            let other = Err(FormatError::new(Structure::Header, slot.other().offset(), Fault::Signature));
+            Ok(CurrentHeader { header, slot, other })
         }
+        Ok(_) => Err(unreadable.into()),
+        Err(damaged) => Err(damaged.into()),
     }
 }
 

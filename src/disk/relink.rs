@@ -51,7 +51,7 @@ impl Writer {
         assert!(!self.has_begun(), "a file is relinked before anything else is done to it");
         let file = &*self.layer.file;
         let pages = self.locator_pages(&locator.encode())?;
-        let Commit { headers, log, durable_len } = &mut *commit;
+        let Commit { headers, log, durable_len, .. } = &mut *commit;
         if pages.len() > log.batch_pages() {
             return Err(RelinkFault::NoRoom { needed: pages.len() as u64 * PAGE });
         }

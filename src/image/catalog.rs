@@ -3,9 +3,9 @@
 use super::clock::Timestamp;
 use super::error::StoreError;
 use super::files::{self, Durability, guid_text};
+use super::image::Image;
 use super::manifest::{self, Manifest};
 use super::names::{ImageRef, check_image_name, is_temporary};
-use super::sealed::Image;
 use crate::guid::Guid;
 use crate::sync::Arc;
 use serde::{Deserialize, Serialize};

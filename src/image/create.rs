@@ -14,10 +14,10 @@ use super::clock::Timestamp;
 use super::clone::{CloneDisk, Origin, ResetOptions};
 use super::error::StoreError;
 use super::files::{self, Durability, Held};
+use super::image::{self, Image};
 use super::names::{self, Placeholders, asks_for_number, expand, user};
 use super::progress::Cancel;
 use super::record::{self, CloneId, Record};
-use super::sealed::{self, Image};
 use super::steps::Step;
 use crate::chain::{CreateOptions, Disk, ParentPolicy};
 use crate::kind::ErrorKind;
@@ -229,7 +229,7 @@ impl Image {
         for step in &options.template {
             record.steps.push(step.run(&hidden, &options.cancel)?);
         }
-        sealed::settle(&hidden)?;
+        image::settle(&hidden)?;
         let made = CloneDisk { store: self.store.clone(), path: hidden.clone(), origin: Origin::Created };
         if made.linkage()? != self.manifest().data_write_guid {
             let what = "the steps have made it something else than a clone of its image".to_owned();

@@ -21,11 +21,11 @@ use super::clock::Timestamp;
 use super::clone::CloneDisk;
 use super::error::StoreError;
 use super::files::{self, Durability};
+use super::image;
 use super::names::check_savepoint_name;
 use super::open::linkage_of;
 use super::record::{Record, Savepoint};
 use super::seal::make_read_only;
-use super::sealed;
 use crate::chain::{Disk, OpenOptions, ParentPolicy};
 use crate::guid::Guid;
 use crate::kind::ErrorKind;
@@ -43,7 +43,7 @@ impl CloneDisk {
         if record.savepoint(name).is_some() {
             return Err(StoreError::SavepointExists { clone: self.path.clone(), name: name.to_owned() });
         }
-        sealed::settle(&self.path)?;
+        image::settle(&self.path)?;
         // Shared, so that the new child can open it as its parent; nobody who wants to write gets past it.
         let reader = FileStorage::open_read(&self.path).map_err(|e| match e.kind() {
             ErrorKind::InUse => StoreError::in_use(&self.path),

@@ -8,7 +8,7 @@
 //! 1. Everything asked for before the beginning of a finished sync of its file is there.
 //! 2. Every later *atom* may be there or not, independently of all others. Atoms are the 512-byte (or 4 KiB) pieces of a write,
 //!    each change of a length, each lengthening that a write past the end implies, each hole, and each directory operation. Where atoms
-//!    overlap the later one of those that are there wins.
+//!    overlap the later one of those that are there wins. A piece that is written in part goes out whole, with what was there.
 //! 3. A piece that landed beyond a lost lengthening vanishes, or lengthens the file ([`BeyondEnd`]). In the harsh mode
 //!    ([`FreshSpace::Junk`]) space that was never synced as zeros does not read as zeros.
 //! 4. In the harsh mode for metadata one piece in flight reads as junk or not at all ([`Flight`]). Where writes to both headers of
@@ -16,7 +16,8 @@
 //!    headers, and a flush between their writes, for no other reason.
 //! 5. A rename that no sync of the directory covers is there or not, never half.
 //!
-//! No thread, no clock, no randomness but the seed ([`Fixed`] takes the engine's own away). [`Choice`]s name images, so a violation can be built again from its trace.
+//! No thread, no clock, no randomness but the seed ([`Fixed`] takes the engine's own away). [`Choice`]s name images, so a violation
+//! can be built again from its trace.
 //! [`FaultStorage`] is the companion for storage that fails while the program lives on.
 
 mod crash;

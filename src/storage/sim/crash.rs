@@ -10,7 +10,7 @@ use super::sparse::{PAGE, Page};
 use super::{Event, FileId, SimStorage, SimWorld, Snapshot, Trace, World, junk_page};
 use crate::storage::SyncSite;
 use crate::sync::Arc;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// What sort of bytes an atom touches. All-or-nothing choices are made for each class.
@@ -212,7 +212,8 @@ pub struct CrashWalk<'t> {
     options: CrashOptions,
     next: usize,
     durable: Snapshot,
-    live_len: BTreeMap<FileId, u64>,
+    /// What reads at this cut see: everything.
+    live: Snapshot,
     pending: Vec<Atom>,
     junk: Arc<Page>,
     rng: Rng,
@@ -223,13 +224,12 @@ pub struct CrashWalk<'t> {
 impl<'t> CrashWalk<'t> {
     /// At the beginning of the trace.
     pub fn new(trace: &'t Trace, options: CrashOptions) -> Self {
-        let live_len = trace.start.files.iter().enumerate().map(|(i, file)| (FileId(i), file.len())).collect();
         Self {
             trace,
             options,
             next: 0,
             durable: trace.start.clone(),
-            live_len,
+            live: trace.start.clone(),
             pending: Vec::new(),
             junk: junk_page(trace.seed),
             rng: Rng::new(trace.seed),
@@ -255,18 +255,19 @@ impl<'t> CrashWalk<'t> {
         match event {
             Event::Write { file, at, bytes } => self.write(index, *file, *at, bytes),
             Event::SetLen { file, len } => {
-                self.live_len.insert(*file, *len);
+                self.live.file_mut(*file).set_len(*len);
                 self.push(index, *file, Class::Length, What::SetLen(*len));
             }
             Event::Punch { file, at, len } => {
                 let class = self.class(*file, *at);
+                self.live.file_mut(*file).zero(*at, *len);
                 self.push(index, *file, class, What::Punch { at: *at, len: *len });
             }
             Event::SyncEnd { file, site, begin } if !self.options.no_op.contains(site) => {
                 self.settle(|atom| atom.file == *file && atom.event < *begin && atom.class != Class::Directory);
             }
             Event::Create { file, name } => {
-                self.live_len.insert(*file, 0);
+                self.live.file_mut(*file);
                 self.push(index, *file, Class::Directory, What::Create(name.clone()));
             }
             Event::Rename { from, to } => self.push(index, FileId(usize::MAX), Class::Directory, What::Rename(from.clone(), to.clone())),
@@ -296,12 +297,24 @@ impl<'t> CrashWalk<'t> {
 
     fn write(&mut self, event: usize, file: FileId, at: u64, bytes: &Arc<[u8]>) {
         let end = at + bytes.len() as u64;
-        let live = self.live_len.entry(file).or_default();
-        if end > *live {
-            *live = end;
+        let live = self.live.file_mut(file);
+        let longer = end > live.len();
+        live.write(bytes, at);
+        // A piece that is written in part goes out whole, with what the cache holds around it: an older write to it that is
+        // still pending cannot be lost under a younger one.
+        let piece = self.options.piece;
+        let (at, end_of_pieces) = (at - at % piece, end.next_multiple_of(piece).min(live.len()));
+        let mut bytes = Arc::clone(bytes);
+        if end_of_pieces - at > bytes.len() as u64 {
+            let mut whole = vec![0; (end_of_pieces - at) as usize];
+            live.read(&mut whole, at);
+            bytes = whole.into();
+        }
+        if longer {
             self.push(event, file, Class::Length, What::Lengthen(end));
         }
-        let write = Arc::new(Written::new(at, bytes));
+        let end = end_of_pieces;
+        let write = Arc::new(Written::new(at, &bytes));
         let mut pos = at;
         while pos < end {
             let stop = (pos - pos % self.options.piece + self.options.piece).min(end);

@@ -125,9 +125,11 @@ pub fn difference(a: &MemoryStorage, b: &MemoryStorage, skip: std::ops::Range<u6
             let _ = file.read_at(buf, next).expect("memory can be read");
         }
         let len = (stop - next) as usize;
-        let differ = (0..len).find(|&i| bufs[0][i] != bufs[1][i] && !skip.contains(&(next + i as u64)));
-        if bufs[0][..len] != bufs[1][..len] && differ.is_some() {
-            return differ.map(|i| next + i as u64);
+        let [x, y] = [&bufs[0][..len], &bufs[1][..len]];
+        if x != y
+            && let Some(i) = (0..len).find(|&i| x[i] != y[i] && !skip.contains(&(next + i as u64)))
+        {
+            return Some(next + i as u64);
         }
         at = stop;
     }

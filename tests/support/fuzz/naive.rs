@@ -31,7 +31,7 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
 /// The entry that starts at `at`, if one does.
 fn entry(ring: &[u8], at: usize, log_at: u64, guid: RawGuid) -> Option<Entry> {
     let len = u32_at(ring, at + 8) as usize;
-    if &ring[at..at + 4] != b"loge" || len == 0 || len % 4096 != 0 || len > ring.len() {
+    if &ring[at..at + 4] != b"loge" || len == 0 || !len.is_multiple_of(4096) || len > ring.len() {
         return None;
     }
     let mut b: Vec<u8> = (at..at + len).map(|i| ring[i % ring.len()]).collect();
@@ -63,7 +63,7 @@ fn entry(ring: &[u8], at: usize, log_at: u64, guid: RawGuid) -> Option<Entry> {
         };
         let end = home.checked_add(bytes)?;
         let in_log = home < log_at + ring.len() as u64 && log_at < end;
-        if u64_at(&b, d + 24) != sequence || home % 4096 != 0 || bytes % 4096 != 0 || home < 0x30000 || in_log {
+        if u64_at(&b, d + 24) != sequence || !home.is_multiple_of(4096) || bytes % 4096 != 0 || home < 0x30000 || in_log {
             return None;
         }
         steps.push(step);
@@ -74,9 +74,19 @@ fn entry(ring: &[u8], at: usize, log_at: u64, guid: RawGuid) -> Option<Entry> {
     whole.then(|| Entry { len, sequence, tail, flushed: u64_at(&b, 48), last: u64_at(&b, 56), steps })
 }
 
+/// Bounds of the engine's own, which the format leaves open.
+pub struct Bounds {
+    /// The longest file.
+    pub len: u64,
+    /// How far past the file, and past what any entry says of its length, a step may reach.
+    pub slack: u64,
+    /// The most bytes that are cleared.
+    pub zeros: u64,
+}
+
 /// What a replay of the ring does to a file of `file_len` bytes: its steps in order, and how long the file is afterwards at least. `None`
-/// when it must be refused. `most` is the longest file, `zeros` the most bytes that may be cleared.
-pub fn replay(ring: &[u8], log_at: u64, guid: RawGuid, file_len: u64, most: u64, zeros: u64) -> Option<(Vec<Step>, u64)> {
+/// when it must be refused.
+pub fn replay(ring: &[u8], log_at: u64, guid: RawGuid, file_len: u64, bounds: &Bounds) -> Option<(Vec<Step>, u64)> {
     let all: Vec<Option<Entry>> = (0..ring.len() / 4096).map(|n| entry(ring, n * 4096, log_at, guid)).collect();
     let mut best: Option<(u64, usize, Vec<&Entry>)> = None;
     for start in 0..all.len() {
@@ -97,13 +107,17 @@ pub fn replay(ring: &[u8], log_at: u64, guid: RawGuid, file_len: u64, most: u64,
     let (_, _, entries) = best?;
     let head = entries.last()?;
     let steps: Vec<Step> = entries.iter().flat_map(|entry| entry.steps.clone()).collect();
-    let ends = steps.iter().map(|step| match step {
+    let end = |step: &Step| match step {
         Step::Page(home, _) => home + 4096,
         Step::Zero(home, len) => home + len,
-    });
-    let len = ends.chain([file_len, head.last]).max()?;
+    };
+    let most = bounds.len.max(file_len);
+    let told = entries.iter().map(|entry| entry.last).chain([file_len]).max()?;
+    let furthest = steps.iter().map(end).max().unwrap_or(0);
     let cleared = steps.iter().fold(0_u64, |sum, step| if let Step::Zero(_, len) = step { sum.saturating_add(*len) } else { sum });
-    (file_len >= head.flushed && len <= most.max(file_len) && cleared <= zeros).then_some((steps, len))
+    let refused =
+        file_len < head.flushed || head.last > most || cleared > bounds.zeros || furthest > told.saturating_add(bounds.slack).min(most);
+    (!refused).then(|| (steps, furthest.max(file_len).max(head.last)))
 }
 
 /// Does the steps.

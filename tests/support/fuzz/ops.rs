@@ -49,8 +49,8 @@ impl Model {
         self.before.clear();
     }
 
-    /// Takes what was read after a failure for the truth, where it may be.
-    fn adopt(&mut self, got: &[u8], what: &str) {
+    /// Takes what was read after a failure for the truth, where it may be. `torn`: half of a piece may have landed.
+    fn adopt(&mut self, got: &[u8], torn: bool, what: &str) {
         assert_eq!(got.len(), self.now.len());
         if got == self.now {
             return;
@@ -61,7 +61,10 @@ impl Model {
                 continue;
             }
             let old = self.before.get_mut(&p);
-            let known = old.as_ref().is_some_and(|all| all.iter().any(|value| **value == got[range.clone()]));
+            let (piece, newest) = (&got[range.clone()], &self.now[range.clone()]);
+            let mixed =
+                |all: &Vec<Box<[u8]>>| (0..piece.len()).all(|i| piece[i] == newest[i] || all.iter().any(|value| value[i] == piece[i]));
+            let known = old.as_ref().is_some_and(|all| all.iter().any(|value| **value == *piece) || torn && mixed(all));
             let i = got[range.clone()].iter().zip(&self.now[range.clone()]).position(|(a, b)| a != b).unwrap_or(0) + range.start;
             assert!(
                 known,
@@ -126,6 +129,8 @@ struct Run {
     tag: u8,
     /// A sync failed on this handle.
     failed: bool,
+    /// A storage that moves parts of a piece was asked for, so a failure or a cut may leave a part of one.
+    torn: bool,
 }
 
 fn attach(world: &SimWorld) -> (Arc<SimStorage>, Arc<FaultStorage>) {
@@ -147,7 +152,7 @@ impl Run {
             });
             let model = Model { now: start.content.clone(), before: BTreeMap::new() };
             let parents = parents.collect();
-            let mut run = Self { world, parents, file, faulty, disk: None, model, block: start.block, tag: 0, failed: false };
+            let mut run = Self { world, parents, file, faulty, disk: None, model, block: start.block, tag: 0, failed: false, torn: false };
             run.open();
             run
         })
@@ -184,7 +189,7 @@ impl Run {
         self.faulty.heal();
         let mut all = vec![0; self.model.now.len()];
         self.disk().read_at(&mut all, 0).expect("reads go on");
-        self.model.adopt(&all, what);
+        self.model.adopt(&all, self.torn, what);
         let report = self.disk().check().expect("a disk can be examined");
         assert!(report.is_sound(), "{what}: {:?}", report.errors);
     }
@@ -266,7 +271,7 @@ impl Run {
         self.open();
     }
 
-    fn arm(&self, s: &mut Source<'_>) {
+    fn arm(&mut self, s: &mut Source<'_>) {
         let kind = [CallKind::Write, CallKind::Sync, CallKind::SetLen, CallKind::Read, CallKind::Punch, CallKind::Len][s.pick(6)];
         let io = [ErrorKind::Other, ErrorKind::StorageFull, ErrorKind::Interrupted][s.pick(3)];
         let fault = match (s.pick(6), kind) {
@@ -276,6 +281,7 @@ impl Run {
             (4, CallKind::Write) => Fault::ErrorAfterHalf(io),
             _ => Fault::ErrorAfterEffect(io),
         };
+        self.torn |= matches!(fault, Fault::ShortHalf | Fault::ShortOne | Fault::ErrorAfterHalf(_));
         let repeat = if s.byte() & 1 == 0 || io == ErrorKind::Interrupted { Repeat::Once } else { Repeat::FromThen };
         self.faulty.arm(kind, 1 + s.pick(10) as u64, repeat, fault);
     }
