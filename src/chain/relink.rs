@@ -77,11 +77,12 @@ impl Disk {
     ///
     /// ```
     /// use diffdisk::{CreateOptions, Disk, LinkProof, OpenOptions};
+    /// use std::fs;
     /// # let dir = tempfile::tempdir()?;
     /// # let path = |name: &str| dir.path().join(name);
     /// Disk::create(path("app.vhdx"), &CreateOptions::dynamic(1 << 30))?.close()?;
     /// Disk::create_child(path("alice.vhdx"), path("app.vhdx"), &CreateOptions::child())?.close()?;
-    /// std::fs::rename(path("app.vhdx"), path("app-2026.vhdx"))?;
+    /// fs::rename(path("app.vhdx"), path("app-2026.vhdx"))?;
     /// assert!(Disk::open(path("alice.vhdx"), &OpenOptions::new()).is_err());
     /// Disk::relink(path("alice.vhdx"), path("app-2026.vhdx"), LinkProof::Required)?;
     /// Disk::open(path("alice.vhdx"), &OpenOptions::new())?;

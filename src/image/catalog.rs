@@ -40,7 +40,7 @@ struct Marker {
 /// let image = store.create_image("app", Source::raw(&raw), &ImageOptions::default(), &NoProgress, &Cancel::new())?;
 /// assert_eq!(image.reference(), "app@1");
 ///
-/// let clone = store.image("app@latest")?.create_clone(&alice, &CloneOptions::default())?.clone;
+/// let clone = store.image("app@latest")?.create_clone(&alice, &CloneOptions::default())?;
 /// let disk = clone.open()?;
 /// disk.write_at(b"changed", 0)?;
 /// disk.close()?;
