@@ -248,3 +248,49 @@ fn ctrl_c_while_an_image_is_made_leaves_nothing() {
     let left = std::fs::read_dir(place.home.join("images/.work")).unwrap().count();
     assert_eq!(left, 0);
 }
+
+/// A limit on the size of files stands in for a full disk: the system refuses in the same places, and needs nobody's permission.
+#[test]
+fn a_full_disk_in_the_middle_of_a_verb_leaves_nothing_half_done() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    std::fs::write(place.home.join("big.img"), vec![9; 12 << 20]).unwrap();
+    let names = || {
+        let mut names = Vec::new();
+        for dir in ["", "images", "images/app", "images/.clones"] {
+            names.extend(std::fs::read_dir(place.home.join(dir)).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        names.sort();
+        names
+    };
+    let before = names();
+    // In units of 512 bytes; a clone's file has 4 MiB, an image of the big file more than 12.
+    for (limit, args) in [
+        (2 << 10, "clone create app b"),
+        (2 << 10, "clone create app b-{n} --no-sync"),
+        (2 << 10, "clone reset a"),
+        (2 << 10, "clone save a s"),
+        (16 << 10, "image create big big.img"),
+        (16 << 10, "image refresh app big.img"),
+        (0, "clone protect a"),
+        (0, "image disable app"),
+    ] {
+        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec {} {args}", env!("CARGO_BIN_EXE_diffdisk"));
+        let output = Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(&place.home)
+            .env("DIFFDISK_STORE", "images")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(8), "{args}: {message}");
+        assert_eq!(names(), before, "{args}: {message}");
+        assert_eq!(place.json("clone show a")["savepoints"], json!([]), "{args}");
+        assert_eq!(place.read("a.vhdx"), "the image", "{args}");
+    }
+    assert_eq!(place.json("image list")["images"].as_array().unwrap().len(), 1);
+    let swept = place.json("image sweep");
+    assert_eq!((&swept["swept"], &swept["problems"]), (&json!([]), &json!([])));
+}
