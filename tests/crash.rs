@@ -13,8 +13,8 @@ use crash::check::{self, Plan, Tally};
 use crash::edited::MISTAKES;
 use crash::fixture::{self, LEAF};
 use crash::run::Run;
-use crash::script::{self, Kind, Script};
-use diffdisk::storage::sim::{Choice, CrashOptions, CrashWalk, Share, SimWorld};
+use crash::script::{self, Kind, MIB, Op, Script};
+use diffdisk::storage::sim::{BeyondEnd, Choice, Class, CrashOptions, CrashWalk, Event, Flight, FreshSpace, Share, SimWorld, Torn};
 use diffdisk::storage::{Storage, SyncSite, create_atomically};
 use diffdisk::{CreateError, Disk, OpenOptions};
 use std::collections::{BTreeMap, BTreeSet};
@@ -172,6 +172,39 @@ fn the_canary_dies() {
     }
     println!("canary: {died:?} of 40 scripts fail where no barrier works");
     assert!(died.len() == 2 && died.values().all(|&died| died >= 5), "without any barrier almost nothing broke: {died:?}");
+}
+
+/// A power cut tears the first entry of a session, a long one, and a sector of it never reads again. The sessions after it write
+/// short entries, and every one of them ends in a power cut. An earlier engine read the log in one piece and never opened such a
+/// disk again, with all that had been flushed since.
+#[test]
+fn a_dead_sector_of_the_log_keeps_nobody_out() {
+    let fixtures = Fixtures::new(7);
+    let fixture = fixtures.of(Kind::Wide);
+    let scatter = Op::Scatter { at: 0, stride: 520 * MIB, count: 12 };
+    let script = Script { kind: Kind::Wide, log_start: 0, name: String::new(), ops: vec![scatter, Op::Flush], interesting: 0, piece: 512 };
+    let (run, trace, _) = campaign::perform(fixture, &script).expect("the script runs without a crash");
+    let mut walk = CrashWalk::new(&trace, check::options_for(&run, script.piece));
+    let in_payload = |event: &Event| matches!(event, Event::SyncEnd { site: SyncSite::Payload, .. });
+    walk.go_to(trace.events.iter().position(in_payload).expect("new blocks are synced before they are named"));
+    let torn = (0..walk.pending().len()).filter(|&i| walk.pending()[i].class() == Class::Log).collect::<Vec<_>>();
+    for &atom in &torn {
+        let flight = Some(Torn { atom, twin: None, how: Flight::Unreadable });
+        let kept = vec![false; walk.pending().len()];
+        let image = walk.image(&Choice { kept, beyond: BeyondEnd::Vanish, space: FreshSpace::Zeros, flight });
+        let mut later = Run::closed(image.boot(false), fixture.parents.clone(), Arc::clone(&fixture.content), 1 << 20);
+        for session in 0..3 {
+            later.open().unwrap_or_else(|e| panic!("session {session} after {}: {e}", walk.pending()[atom]));
+            check::shows_its_ledger(&later).unwrap();
+            for flush in 0..3 {
+                later.perform(Op::Write { at: (session * 3 + flush) * MIB, len: 4096 }).unwrap();
+                later.perform(Op::Flush).unwrap();
+            }
+            later.abandon();
+        }
+    }
+    println!("dead sectors: {} places in a log, three sessions over each", torn.len());
+    assert!(torn.len() > 80);
 }
 
 /// What crashes of a creation leave under the name: nothing, or a disk without a flaw. Returns how many images held one.

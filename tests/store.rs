@@ -5,8 +5,8 @@
 mod support;
 
 use diffdisk::{
-    Cancel, CloneState, CreateOptions, Disk, ErrorKind, IfExists, ImageOptions, NoProgress, OpenOptions, Origin, ParentPolicy, Phase,
-    Progress, ResetOptions, Source, Step, Store, StoreError,
+    Cancel, CloneDisk, CloneState, CreateOptions, Disk, ErrorKind, IfExists, Image, ImageOptions, NoProgress, OpenOptions, Origin,
+    ParentPolicy, Phase, Progress, ResetOptions, Source, Step, Store, StoreError,
 };
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +15,20 @@ use support::*;
 
 fn options() -> ImageOptions {
     ImageOptions::default()
+}
+
+/// An image with one clone.
+fn cloned(world: &World) -> (Image, CloneDisk) {
+    let image = world.image("app");
+    let clone = image.create_clone(world.path("alice.vhdx"), &quick()).unwrap();
+    (image, clone)
+}
+
+/// Writes the first bytes of a clone.
+fn change(clone: &CloneDisk, byte: u8) {
+    let disk = clone.open().unwrap();
+    disk.write_at(&[byte; 512], 0).unwrap();
+    disk.close().unwrap();
 }
 
 fn all(disk: &Disk) -> Vec<u8> {
@@ -43,7 +57,7 @@ fn an_image_holds_its_source_and_says_so() {
 #[test]
 fn a_day_of_a_developer() {
     let world = World::new();
-    let (image, clone) = world.cloned();
+    let (image, clone) = cloned(&world);
     let sealed = std::fs::read(image.path()).unwrap();
     assert_eq!((clone.name().as_str(), clone.origin(), first(&clone, 1)), ("alice", Origin::Created, vec![1]));
 
@@ -52,7 +66,7 @@ fn a_day_of_a_developer() {
     change(&clone, 10);
     clone.save("ten").unwrap();
     change(&clone, 11);
-    let names = |clone: &diffdisk::CloneDisk| clone.savepoints().unwrap().into_iter().map(|s| s.name).collect::<Vec<_>>();
+    let names = |clone: &CloneDisk| clone.savepoints().unwrap().into_iter().map(|s| s.name).collect::<Vec<_>>();
     assert_eq!(names(&clone), ["nine", "ten"]);
     assert_eq!(clone.current_savepoint().unwrap().unwrap().name, "ten");
     clone.revert("nine").unwrap();
@@ -103,7 +117,7 @@ fn a_day_of_a_developer() {
 #[test]
 fn clones_never_change_their_image() {
     let world = World::new();
-    let (image, clone) = world.cloned();
+    let (image, clone) = cloned(&world);
     let stat = |_: ()| {
         let m = std::fs::metadata(image.path()).unwrap();
         (std::fs::read(image.path()).unwrap(), m.modified().unwrap(), m.len())
@@ -284,7 +298,7 @@ fn verify_names_the_first_bad_block() {
 #[test]
 fn what_is_in_use_is_left_alone() {
     let world = World::new();
-    let (_, clone) = world.cloned();
+    let (_, clone) = cloned(&world);
     let disk = clone.open().unwrap();
     for error in [
         clone.open().unwrap_err(),
@@ -305,7 +319,7 @@ fn what_is_in_use_is_left_alone() {
 #[test]
 fn disabled_images_get_no_new_clones() {
     let world = World::new();
-    let (image, clone) = world.cloned();
+    let (image, clone) = cloned(&world);
     let second = world.store.refresh_image("app", None, &options(), &NoProgress, &Cancel::new()).unwrap();
     second.set_enabled(false).unwrap();
     assert_eq!(world.store.image("app@latest").unwrap().generation(), 1);
@@ -388,7 +402,7 @@ fn protection_and_expiry() {
 #[test]
 fn listings_know_the_sizes_with_and_without_an_index() {
     let world = World::new();
-    let (_, clone) = world.cloned();
+    let (_, clone) = cloned(&world);
     change(&clone, 5);
     clone.save("a").unwrap();
     change(&clone, 6);
@@ -417,7 +431,7 @@ fn listings_know_the_sizes_with_and_without_an_index() {
 #[test]
 fn clones_are_found_by_path_name_and_identity() {
     let world = World::new();
-    let (image, alice) = world.cloned();
+    let (image, alice) = cloned(&world);
     let id = alice.id().unwrap();
     for text in ["alice", "alice.vhdx", &id.to_string(), alice.path().to_str().unwrap()] {
         assert_eq!(world.store.find_clone(text).unwrap().path(), alice.path(), "{text}");
@@ -430,7 +444,7 @@ fn clones_are_found_by_path_name_and_identity() {
 #[test]
 fn renamed_images_and_clones_keep_working() {
     let world = World::new();
-    let (_, clone) = world.cloned();
+    let (_, clone) = cloned(&world);
     change(&clone, 5);
     let taken = world.image("taken");
     assert!(matches!(world.store.rename_image("app", "taken").unwrap_err(), StoreError::ImageExists { .. }));
@@ -465,7 +479,7 @@ fn renamed_images_and_clones_keep_working() {
 #[test]
 fn a_moved_store_is_found_again_by_identity() {
     let world = World::new();
-    let (_, clone) = world.cloned();
+    let (_, clone) = cloned(&world);
     change(&clone, 5);
     clone.save("s").unwrap();
     change(&clone, 6);
@@ -488,7 +502,7 @@ fn a_moved_store_is_found_again_by_identity() {
 #[test]
 fn an_image_that_is_missing_is_named() {
     let world = World::new();
-    let (image, clone) = world.cloned();
+    let (image, clone) = cloned(&world);
     std::fs::rename(world.store.dir().join("app"), world.path("away")).unwrap();
     let error = clone.open().unwrap_err();
     let guid = image.manifest().data_write_guid.to_string();
@@ -503,7 +517,7 @@ fn an_image_that_is_missing_is_named() {
 #[test]
 fn foreign_files_are_reported_and_left_alone() {
     let world = World::new();
-    let (_, clone) = world.cloned();
+    let (_, clone) = cloned(&world);
     let store = world.store.dir();
     std::fs::write(store.join("notes.txt"), b"n").unwrap();
     std::fs::write(store.join("app/readme"), b"n").unwrap();
@@ -544,7 +558,7 @@ fn half_made_images_are_no_images_and_are_swept() {
 #[test]
 fn an_interrupted_removal_of_an_image_is_finished_or_undone() {
     let world = World::new();
-    let (image, clone) = world.cloned();
+    let (image, clone) = cloned(&world);
     let (manifest, retired) = (image.path().with_extension("json"), image.path().with_file_name(".1.retired"));
     std::fs::rename(&manifest, &retired).unwrap();
     let swept = world.store.sweep().unwrap().swept;
@@ -559,7 +573,7 @@ fn an_interrupted_removal_of_an_image_is_finished_or_undone() {
 #[test]
 fn sidecar_and_record_stand_in_for_each_other() {
     let world = World::new();
-    let (image, clone) = world.cloned();
+    let (image, clone) = cloned(&world);
     change(&clone, 5);
     let sidecar = world.path("alice.vhdx.json");
     let record = world.store.dir().join(".clones").join(format!("{}.json", clone.id().unwrap()));
@@ -583,7 +597,7 @@ fn sidecar_and_record_stand_in_for_each_other() {
 #[test]
 fn a_clone_moved_or_deleted_by_hand_is_noticed_by_a_sweep() {
     let world = World::new();
-    let (image, clone) = world.cloned();
+    let (image, clone) = cloned(&world);
     change(&clone, 5);
     let bob = image.create_clone(world.path("bob"), &quick()).unwrap();
     std::fs::rename(clone.path(), world.path("moved.vhdx")).unwrap();
@@ -609,7 +623,7 @@ fn an_interrupted_save_is_undone_or_finished() {
     let pending = |world: &World| edit(world, "\"name\": \"s\",", "\"name\": \"s\", \"pending\": true,");
     let saved = || {
         let world = World::new();
-        let (_, clone) = world.cloned();
+        let (_, clone) = cloned(&world);
         change(&clone, 5);
         clone.save("s").unwrap();
         (world, clone)
@@ -683,7 +697,7 @@ fn read_only_child() {
 fn a_store_that_cannot_be_written_can_be_read() {
     use std::os::unix::process::CommandExt;
     let world = World::new();
-    let (image, _) = world.cloned();
+    let (image, _) = cloned(&world);
     let mut dirs = vec![world.store.dir().to_path_buf(), world.store.dir().join("app"), world.store.dir().join(".clones")];
     std::fs::create_dir_all(world.store.dir().join(".work")).unwrap();
     dirs.push(world.store.dir().join(".work"));
@@ -714,7 +728,7 @@ fn a_store_that_cannot_be_written_can_be_read() {
 #[test]
 fn errors_say_what_where_and_what_next() {
     let world = World::new();
-    let (image, clone) = world.cloned();
+    let (image, clone) = cloned(&world);
     let shown = |error: StoreError| error.to_string();
     let text = shown(world.store.image("ap").unwrap_err());
     assert!(text.contains("ap@latest") && text.contains(world.store.dir().to_str().unwrap()) && text.contains("there is app"), "{text}");

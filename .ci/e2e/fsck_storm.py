@@ -120,9 +120,9 @@ def check(root, path):
                     broken.append(f"{name}: other content")
         except OSError as error:
             broken.append(f"{name}: {error.strerror}")
-    print(f"{len(kept)} fsynced files promised, {len(broken)} broken")
-    for line in broken[:5]:
-        print(f"  {line}")
+    print(f"  {len(kept)} fsynced files promised, {len(broken)} broken")
+    for line in broken[:3]:
+        print(f"    {line}")
     return 1 if broken else 0
 
 

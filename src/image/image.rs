@@ -132,6 +132,14 @@ impl Image {
         Disk::open(self.path(), &OpenOptions::new().parents(ParentPolicy::Deny)).map_err(StoreError::open(self.path()))
     }
 
+    /// The clones that stand on it, which keep it from being removed.
+    ///
+    /// # Errors
+    /// `Io` or `Damaged` when the records of the clones cannot be read.
+    pub fn clones(&self) -> Result<Vec<PathBuf>, StoreError> {
+        self.store.users_of(self.manifest.data_write_guid)
+    }
+
     /// Whether new clones may be made of it.
     ///
     /// # Errors

@@ -43,6 +43,7 @@ mod create;
 mod digest;
 mod error;
 mod files;
+#[expect(clippy::module_inception, reason = "the floor and the noun in it have one name: house style")]
 mod image;
 mod load;
 mod manifest;

@@ -77,3 +77,10 @@ impl Cancel {
         self.0.load(Ordering::Relaxed)
     }
 }
+
+impl From<Arc<AtomicBool>> for Cancel {
+    /// A flag that a signal handler sets.
+    fn from(flag: Arc<AtomicBool>) -> Self {
+        Self(flag)
+    }
+}

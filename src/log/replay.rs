@@ -65,7 +65,7 @@ pub(crate) fn onto_disk(file: &dyn Storage, outcome: &Outcome, headers: &mut Hea
     headers.mirror(file)?;
     // Only what the replay leaves in the end is written, not what it passes through: any part of it may land or not
     // before step 3, and replaying again gives the same.
-    for &(start, end) in &outcome.zeros {
+    for (&start, &end) in &outcome.zeros {
         zero(file, start, end - start)?;
     }
     write_pages(file, outcome.pages.iter().map(|(&home, image)| (home, &**image)))?;

@@ -27,6 +27,11 @@ impl Ring {
         Self { len, head: start, durable_tail: start, recordable: None }
     }
 
+    /// Bytes of the ring.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
     fn used(&self) -> u64 {
         if self.head >= self.durable_tail { self.head - self.durable_tail } else { self.len - self.durable_tail + self.head }
     }

@@ -16,7 +16,8 @@
 //!    headers, and a flush between their writes, for no other reason.
 //! 5. A rename that no sync of the directory covers is there or not, never half.
 //!
-//! No thread, no clock, no randomness but the seed ([`Fixed`] takes the engine's own away). [`Choice`]s name images, so a violation can be built again from its trace.
+//! No thread, no clock, no randomness but the seed ([`Fixed`] takes the engine's own away). [`Choice`]s name images, so a violation
+//! can be built again from its trace.
 //! [`FaultStorage`] is the companion for storage that fails while the program lives on.
 
 mod crash;

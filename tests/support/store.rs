@@ -35,13 +35,6 @@ impl World {
         make(&self.store, name, &self.raw())
     }
 
-    /// An image with one clone.
-    pub fn cloned(&self) -> (Image, CloneDisk) {
-        let image = self.image("app");
-        let clone = image.create_clone(self.path("alice.vhdx"), &quick()).unwrap();
-        (image, clone)
-    }
-
     /// What is in the world's directory and the store, without directories, sorted.
     pub fn files(&self) -> Vec<String> {
         files_below(self.dir.path())
@@ -89,11 +82,4 @@ pub fn first(clone: &CloneDisk, len: usize) -> Vec<u8> {
     let mut bytes = vec![0xEE; len];
     disk.read_at(&mut bytes, 0).unwrap();
     bytes
-}
-
-/// Writes the first bytes of a clone.
-pub fn change(clone: &CloneDisk, byte: u8) {
-    let disk = clone.open().unwrap();
-    disk.write_at(&[byte; 512], 0).unwrap();
-    disk.close().unwrap();
 }

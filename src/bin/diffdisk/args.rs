@@ -39,6 +39,49 @@ pub fn human(bytes: u64) -> String {
     if bytes.is_multiple_of(one) { format!("{} {name}", bytes / one) } else { format!("{:.1} {name}", bytes as f64 / one as f64) }
 }
 
+/// Parses a span of time: a number of seconds, minutes, hours, days or weeks.
+pub fn span(text: &str) -> Result<std::time::Duration, String> {
+    let wrong = || format!("{text:?} is not a span of time; write 90s, 30m, 8h, 7d or 2w");
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 604_800,
+        _ => return Err(wrong()),
+    };
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).map(std::time::Duration::from_secs).ok_or_else(wrong)
+}
+
+/// The store.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StoreArgs {
+    /// Directory of the image store.
+    #[arg(long, value_name = "DIR", env = "DIFFDISK_STORE")]
+    store: PathBuf,
+}
+
+impl StoreArgs {
+    /// Opens it; one that does not exist is begun.
+    pub fn begin(&self) -> Result<diffdisk::Store, crate::error::CliError> {
+        Ok(diffdisk::Store::open(&self.store)?)
+    }
+
+    /// Opens it; it must exist.
+    pub fn open(&self) -> Result<diffdisk::Store, crate::error::CliError> {
+        if !self.store.exists() {
+            let message = format!("there is no store {}; `diffdisk image create` begins one", self.store.display());
+            return Err(crate::error::CliError::new(diffdisk::ErrorKind::NotFound, message));
+        }
+        self.begin()
+    }
+}
+
 /// Where the parents of a differencing disk may lie.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ParentsArgs {
@@ -110,6 +153,16 @@ mod tests {
             assert!(bytes(text).is_err(), "{text}");
         }
         assert!(small_bytes("4G").is_err());
+    }
+
+    #[test]
+    fn spans_have_units() {
+        for (text, seconds) in [("90s", 90), ("30m", 1800), ("8h", 28_800), ("7d", 604_800), ("2w", 1_209_600)] {
+            assert_eq!(span(text).map(|span| span.as_secs()), Ok(seconds), "{text}");
+        }
+        for text in ["", "8", "h", "-1h", "1.5h", "8 h", "99999999999999999999d", "18446744073709551615w"] {
+            assert!(span(text).is_err(), "{text}");
+        }
     }
 
     #[test]

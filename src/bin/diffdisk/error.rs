@@ -1,7 +1,7 @@
 //! The one error of the command line: what sort of thing went wrong, and one sentence for a person.
 
 use diffdisk::storage::{Operation, StorageError};
-use diffdisk::{ChainError, CreateError, DiskError, ErrorKind, OpenError};
+use diffdisk::{ChainError, CreateError, DiskError, ErrorKind, OpenError, StoreError};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -76,6 +76,12 @@ impl From<StorageError> for CliError {
             _ => e.to_string(),
         };
         Self::new(kind, message)
+    }
+}
+
+impl From<StoreError> for CliError {
+    fn from(e: StoreError) -> Self {
+        Self::new(e.kind(), e.to_string())
     }
 }
 

@@ -8,11 +8,13 @@
 //! | `context.rs` | `--json`, standard output that may go away, progress bars, Ctrl-C |
 //! | `error.rs`, `exit.rs` | one error type; the only place that turns it into an exit code |
 //! | `source.rs` | raw files and disks behind one face: bytes, and where they are not holes |
+//! | `table.rs` | columns for people |
 //! | `buffer.rs` | page-aligned buffers and the search for zeros |
 
 mod args;
 mod buffer;
 mod check;
+mod clone;
 mod compare;
 mod content;
 mod context;
@@ -22,11 +24,13 @@ mod demo;
 mod digest;
 mod error;
 mod exit;
+mod image;
 mod info;
 mod map;
 mod serve;
 mod shell;
 mod source;
+mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use context::Context;
@@ -57,6 +61,10 @@ enum Verb {
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
     Serve(serve::ServeArgs),
+    #[command(subcommand)]
+    Image(image::ImageVerb),
+    #[command(subcommand)]
+    Clone(clone::CloneVerb),
     Demo(demo::DemoArgs),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),
@@ -75,6 +83,8 @@ impl Verb {
             Self::Trim(args) => content::run_trim(args, ctx),
             Self::Convert(args) => convert::run(args, ctx),
             Self::Compare(args) => compare::run(args, ctx),
+            Self::Image(verb) => verb.run(ctx),
+            Self::Clone(verb) => verb.run(ctx),
             Self::Demo(args) => demo::show(args, ctx),
             Self::Serve(args) => serve::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),

@@ -102,7 +102,11 @@ impl SparseFile {
         self.unreadable.iter().any(|&(start, end)| start < at.saturating_add(len) && at < end)
     }
 
+    /// Makes a range fail to read. It has space, as what was written there once has.
     pub fn spoil(&mut self, at: u64, len: u64) {
+        for index in at / PAGE as u64..(at + len).div_ceil(PAGE as u64) {
+            self.page_mut(index);
+        }
         self.unreadable.push((at, at + len));
     }
 

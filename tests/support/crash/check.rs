@@ -238,6 +238,12 @@ fn compare(frame: &Frame<'_>, found: &Run) -> Result<Runs, String> {
     hold(found, &frame.expected).map_err(|e| format!("{e}{}", origin(frame.run, found, &frame.expected)))
 }
 
+/// Whether an undisturbed disk shows what was written to it.
+pub fn shows_its_ledger(disk: &Run) -> Result<(), String> {
+    let stretches = disk.ledger.stretches(MIB);
+    hold(disk, &disk.ledger.expect(&stretches, usize::MAX, |_| false)).map(drop)
+}
+
 /// Holds a disk against what it must show. Returns what was found.
 fn hold(disk: &Run, expected: &[Expected]) -> Result<Runs, String> {
     let (mut found, mut buf) = (Runs::new(), Vec::new());

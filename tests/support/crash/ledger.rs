@@ -102,7 +102,7 @@ impl Ledger {
     /// What the disk holds now.
     pub fn latest(&self) -> Runs {
         let mut runs = Runs::new();
-        for Expected { pieces, values } in self.expect(&[0..self.pieces()], usize::MAX, |_| false) {
+        for Expected { pieces, values } in self.expect(std::slice::from_ref(&(0..self.pieces())), usize::MAX, |_| false) {
             append(&mut runs, pieces, &values[0]);
         }
         runs

@@ -341,8 +341,8 @@ impl<'a> Rig<'a> {
         // When the system threw dirty pages away, only blocks that nobody touched since the last flush can be told.
         let lost = self.wrong.sync_loss() == Some(Lost::Everywhere) && self.file.inner.hits() > 0;
         for (bytes, piece) in buf.as_chunks::<512>().0.iter().zip(first..) {
-            let excused = lost && self.ledger.is_unsettled(piece);
-            if !excused && !self.ledger.now(piece).contains(bytes) {
+            let may_be = self.ledger.now(piece).contains(bytes) || lost && self.ledger.is_unsettled(piece);
+            if !may_be {
                 return Err(format!("a live read of piece {piece} returned {}", origin(bytes)));
             }
         }
@@ -402,15 +402,15 @@ impl<'a> Rig<'a> {
         }
         self.disk = None;
         // One of the two will do where they hardly differ; failed syncs get both.
-        let (both, even) = (self.wrong.sync_loss().is_some(), (k / 2).is_multiple_of(2));
-        if both || even {
+        let (sees, cut) =
+            (self.wrong.sync_loss().is_some() || (k / 2).is_multiple_of(2), self.wrong.sync_loss().is_some() || k / 2 % 2 == 1);
+        if sees {
             let visible = self.world.fork();
             self.recover(&visible.open(LEAF).unwrap(), "with what readers see")?;
         }
         // A sync that lied leaves nothing to promise about what the device holds, and neither does what a new handle read from a
         // cache whose dirty pages had been forgotten.
-        let untold = self.opened_after_loss || (self.wrong.is_late() && self.file.inner.hits() > 0);
-        if (both || !even) && !untold {
+        if cut && !self.opened_after_loss && !(self.wrong.is_late() && self.file.inner.hits() > 0) {
             self.file.inner.power_cut().map_err(|e| e.to_string())?;
             self.recover(&self.world.open(LEAF).unwrap(), "after a power cut")?;
         }

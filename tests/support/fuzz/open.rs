@@ -113,7 +113,7 @@ fn log_entry(image: &mut Image, s: &mut Source<'_>, signed: bool) {
             1 => Change::Data { at, sector: vec![s.byte(); 4096] },
             // What is there already, or a BAT that is.
             2 => Change::Data { at, sector: image.get(at % (1 << 42), 4096) },
-            _ => Change::Data { at, sector: bat_sector(&[present(DATA_AT), s.number(), s.number() / MIB * MIB | 6]) },
+            _ => Change::Data { at, sector: bat_sector(&[present(DATA_AT), s.number(), (s.number() / MIB * MIB) | 6]) },
         };
         entry.changes.push(change);
     }
@@ -166,12 +166,12 @@ fn locator(image: &mut Image, s: &mut Source<'_>) {
 fn structures(image: &Image) -> Option<Vec<(u64, u64)>> {
     let u32_at = |at| u32::from_le_bytes(image.get(at, 4).try_into().expect("four bytes"));
     let u64_at = |at| u64::from_le_bytes(image.get(at, 8).try_into().expect("eight bytes"));
-    let is_good = |at: u64, len: usize| {
+    let is_good = |at: u64, len: usize, signature: &[u8]| {
         let mut bytes = image.get(at, len);
         sign(&mut bytes);
-        bytes == image.get(at, len)
+        bytes == image.get(at, len) && bytes.starts_with(signature)
     };
-    if !is_good(0x10000, 4096) || !is_good(0x20000, 4096) || !is_good(0x30000, 0x10000) {
+    if !is_good(0x10000, 4096, b"head") || !is_good(0x20000, 4096, b"head") || !is_good(0x30000, 0x10000, b"regi") {
         return None;
     }
     let header = if u64_at(0x10008) > u64_at(0x20008) { 0x10000 } else { 0x20000 };
