@@ -172,6 +172,18 @@ impl Geometry {
         (block < u64::from(self.blocks)).then(|| BatRole::Payload(BlockIndex::new(block as u32)))
     }
 
+    /// The first block whose entry is at an index of the BAT or behind it; `None` when there is none.
+    pub fn block_at_or_after(&self, index: BatIndex) -> Option<BlockIndex> {
+        match self.bat_role(index)? {
+            BatRole::Payload(block) => Some(block),
+            // Behind a chunk's bitmap entry the next chunk begins.
+            BatRole::Bitmap(_) => match self.bat_role(BatIndex::new(index.get() + 1))? {
+                BatRole::Payload(block) => Some(block),
+                BatRole::Bitmap(_) => None,
+            },
+        }
+    }
+
     /// The first bit of a block's slice in its chunk's sector bitmap.
     #[inline]
     pub fn first_bit(&self, block: BlockIndex) -> u32 {

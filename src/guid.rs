@@ -43,8 +43,16 @@ impl Guid {
     /// # Panics
     /// When the operating system has no random numbers to give: nothing can be signed with a made-up identity.
     pub fn random() -> Self {
+        #[cfg(feature = "sim")]
+        if let Some(bytes) = seeded::next() {
+            return Self::version_four(bytes);
+        }
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+        Self::version_four(bytes)
+    }
+
+    fn version_four(mut bytes: [u8; 16]) -> Self {
         // Byte 7 holds the version in the little-endian third group, byte 8 the variant.
         bytes[7] = (bytes[7] & 0x0F) | 0x40;
         bytes[8] = (bytes[8] & 0x3F) | 0x80;
@@ -54,6 +62,33 @@ impl Guid {
     /// Whether all bytes are zero.
     pub fn is_zero(&self) -> bool {
         self.0 == [0; 16]
+    }
+}
+
+/// Random GUIDs of one thread from a seed: a crash that was found once must be found again. Only tests build this, through
+/// `storage::sim::Fixed`.
+#[cfg(feature = "sim")]
+pub(crate) mod seeded {
+    use std::cell::Cell;
+
+    thread_local!(static SEED: Cell<Option<u64>> = const { Cell::new(None) });
+
+    /// Draws from `seed` from here on, or from the operating system again. Returns what was in force.
+    pub(crate) fn set(seed: Option<u64>) -> Option<u64> {
+        SEED.replace(seed)
+    }
+
+    /// Two steps of splitmix64, if a seed is in force.
+    pub(super) fn next() -> Option<[u8; 16]> {
+        let mut state = SEED.get()?;
+        let words = [(); 2].map(|()| {
+            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            u128::from(z ^ (z >> 31))
+        });
+        SEED.set(Some(state));
+        Some((words[0] << 64 | words[1]).to_le_bytes())
     }
 }
 

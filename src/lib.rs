@@ -34,6 +34,8 @@ pub mod export;
 pub mod format;
 pub mod geometry;
 mod guid;
+#[cfg(feature = "store")]
+mod image;
 mod kind;
 mod log;
 mod mapping;
@@ -44,12 +46,18 @@ mod sync;
 pub mod units;
 
 pub use chain::{
-    ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, HostExtent, LayerInfo, MAX_CHAIN_DEPTH,
-    OpenError, OpenOptions, ParentInfo, ParentPolicy, Sizes, WriteToken,
+    ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, HostExtent, LayerInfo, LinkProof,
+    MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, WriteToken,
 };
 pub use disk::check::{CheckReport, Finding};
 pub use disk::error::DiskError;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
+#[cfg(feature = "store")]
+pub use image::{
+    Cancel, Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, IfExists, Image, ImageOptions, ImageRef, Manifest,
+    NoProgress, Origin, Phase, Problem, Progress, Pruned, Repaired, ResetOptions, Savepoint, Source, SourceInfo, Step, StepCost, Store,
+    StoreError, Sweep, Swept, Timestamp, Verified,
+};
 pub use kind::{ErrorKind, Structure};
 
 /// The examples of the agents' guide are compiled and run with the others.

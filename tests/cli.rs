@@ -286,8 +286,9 @@ fn digests_are_as_defined() {
 #[test]
 fn holes_of_64_tib_cost_nothing() {
     let place = Place::new();
-    place.ok("create base.vhdx --size 64T");
-    place.ok("create child.vhdx --parent base.vhdx");
+    // Blocks so small that each BAT has 64 Mi entries: nobody may look at all of them.
+    place.ok("create base.vhdx --size 64T --block-size 1M");
+    place.ok("create child.vhdx --parent base.vhdx --block-size 1M");
     assert!(place.write("write child.vhdx --offset 63T", &[5; 100_000]).status.success());
     let mut hash = Sha256::new();
     for (i, piece) in [&[5; 65536][..], &[[5; 100_000 - 65536].as_slice(), &[0; 2 * 65536 - 100_000]].concat()].iter().enumerate() {
@@ -300,7 +301,7 @@ fn holes_of_64_tib_cost_nothing() {
     assert_eq!(place.json("digest child.vhdx --sparse")["digest"], json!(hex(&hash.finalize())));
     assert_eq!(place.json("map child.vhdx").as_array().expect("a list").len(), 3);
     assert_eq!(place.run("compare base.vhdx child.vhdx").status.code(), Some(6));
-    assert!(start.elapsed() < Duration::from_secs(10), "three walks took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3), "three walks took {:?}", start.elapsed());
 }
 
 #[test]

@@ -14,6 +14,7 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 diffdisk=${1:-${CARGO_TARGET_DIR:-$here/target}/release/diffdisk}
 [[ -x $diffdisk ]] || (cd "$here" && cargo build --release --quiet --bin diffdisk)
 [[ -x $diffdisk ]] || { echo "foreign: no binary at $diffdisk" >&2; exit 1; }
+diffdisk=$(realpath "$diffdisk")
 seed=${SEED:-20240423}
 rounds=${ROUNDS:-12}
 RANDOM=$((seed % 32768))

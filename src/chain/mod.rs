@@ -9,6 +9,7 @@ pub(crate) mod gate;
 mod info;
 mod open;
 mod options;
+mod relink;
 
 pub use ancestor::MAX_CHAIN_DEPTH;
 pub use disk::Disk;
@@ -17,3 +18,4 @@ pub use extents::{Extent, ExtentKind, Extents, HostExtent, WriteToken};
 pub use gate::ParentPolicy;
 pub use info::{DiskInfo, DiskKind, LayerInfo, ParentInfo, Sizes};
 pub use options::{CreateOptions, OpenOptions};
+pub use relink::{LinkProof, RelinkError};

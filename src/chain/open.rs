@@ -7,7 +7,7 @@ use super::error::{ChainError, CreateError, OpenError};
 use super::gate::{self, Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
 use super::options::{CreateOptions, NewKind, OpenOptions};
 use crate::disk::create::Blueprint;
-use crate::disk::layer::{Access, Layer};
+use crate::disk::layer::Layer;
 use crate::disk::writer::Writer;
 use crate::format::{Metadata, ParentLocator};
 use crate::geometry::{MAX_BLOCK_SIZE, MIN_BLOCK_SIZE};
@@ -19,6 +19,15 @@ use std::path::{Path, PathBuf};
 
 /// The default block size doubles with the disk from here on, so that the BAT stays within a few MiB.
 const BLOCKS_BY_DEFAULT: u64 = 1 << 20;
+
+/// What a disk is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// Not a byte of the file changes; a dirty log is replayed into memory.
+    ReadOnly,
+    /// A dirty log is replayed to disk.
+    Writable,
+}
 
 impl Disk {
     /// Opens a disk and the whole chain it stands on.
@@ -34,7 +43,7 @@ impl Disk {
         let file = if options.writable { FileStorage::open_write(path)? } else { FileStorage::open_read(path)? };
         let access = if options.writable { Access::Writable } else { Access::ReadOnly };
         // Parents first: a chain that does not open must not leave a replayed leaf behind.
-        let probe = Layer::open(Arc::new(file), Some(path.to_owned()), Access::ReadOnly)?;
+        let probe = Layer::open(Arc::new(file), Some(path.to_owned()))?;
         let parents = match (&options.parents, probe.has_parent()) {
             (_, false) => Parents::None,
             (ParentPolicy::Deny, true) => Parents::NotOpened,
@@ -54,7 +63,7 @@ impl Disk {
     /// As [`Disk::open`].
     pub fn open_on(leaf: Arc<dyn Storage>, parents: Vec<Arc<dyn Storage>>, options: &OpenOptions) -> Result<Self, OpenError> {
         let access = if options.writable { Access::Writable } else { Access::ReadOnly };
-        let probe = Layer::open(leaf, None, Access::ReadOnly)?;
+        let probe = Layer::open(leaf, None)?;
         let parents = match (&options.parents, probe.has_parent()) {
             (_, false) => Parents::None,
             (ParentPolicy::Deny, true) => Parents::NotOpened,
@@ -64,20 +73,12 @@ impl Disk {
     }
 
     fn assemble(probe: Layer, parents: Parents, access: Access, options: &OpenOptions) -> Result<Self, OpenError> {
-        let leaf = match access {
-            Access::ReadOnly => probe,
-            Access::Writable if probe.log_was_dirty => {
-                let log_was_dirty = probe.log_was_dirty;
-                let mut leaf = Layer::open(probe.original, probe.path, Access::Writable)?;
-                leaf.log_was_dirty = log_was_dirty;
-                leaf
-            }
-            Access::Writable => probe,
-        };
-        if access == Access::Writable && leaf.header.log_length == 0 {
-            return Err(OpenError::NoLog);
-        }
+        let mut leaf = probe;
         if access == Access::Writable {
+            leaf.replay()?;
+            if leaf.header.log_length == 0 {
+                return Err(OpenError::NoLog);
+            }
             // Fails now rather than at the first change when no further header can be written.
             leaf.header.next_sequence(leaf.slot)?;
         }
@@ -157,7 +158,7 @@ impl Disk {
     }
 
     fn adopt_child(leaf: Arc<dyn Storage>, path: PathBuf, line: Arc<Ancestor>) -> Result<Self, CreateError> {
-        let probe = Layer::open(leaf, Some(path), Access::ReadOnly)?;
+        let probe = Layer::open(leaf, Some(path))?;
         Ok(Self::assemble(probe, Parents::Line(line), Access::Writable, &OpenOptions::new())?)
     }
 }
@@ -171,7 +172,7 @@ fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), Cre
 
 fn create_file(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
     let leaf = create_storage(path, dir, options, blueprint)?;
-    let probe = Layer::open(leaf, Some(path.to_owned()), Access::ReadOnly)?;
+    let probe = Layer::open(leaf, Some(path.to_owned()))?;
     Ok(Disk::assemble(probe, Parents::None, Access::Writable, &OpenOptions::new())?)
 }
 
@@ -182,7 +183,7 @@ fn create_storage(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &
     let volume = DirVolume::open(dir)?;
     // A file that somebody has open, as a disk or as a parent, is not replaced under them: its lock is held until the new
     // one has the name.
-    let _replaced = if options.overwrite { lock_if_there(path)? } else { None };
+    let _replaced = if options.overwrite && !options.holds_lock { lock_if_there(path)? } else { None };
     let (leaf, ()) = storage::create_atomically(&volume, name, options.overwrite, options.durable, |file| blueprint.lay_down(&**file))?;
     Ok(leaf)
 }
@@ -197,7 +198,7 @@ fn lock_if_there(path: &Path) -> Result<Option<FileStorage>, StorageError> {
 }
 
 /// What the locator of a new child says: the way from its directory (a path without links), and the absolute path.
-fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
+pub(super) fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
     if identity.get().is_zero() {
         return Err(CreateError::ParentWithoutIdentity);
     }
@@ -338,7 +339,7 @@ fn open_parent(
         } else {
             Arc::new(file)
         };
-        match Layer::open(file, Some(found.clone()), Access::ReadOnly) {
+        match Layer::open(file, Some(found.clone())) {
             Ok(layer) if step.verify(&layer, depth)? => return Ok((layer, found)),
             Ok(layer) => mismatches.push((candidate.written.clone(), layer.header.data_write)),
             Err(e) => broken = broken.or(Some(e.into())),
@@ -375,7 +376,7 @@ fn open_given_line(leaf: &Layer, parents: Vec<Arc<dyn Storage>>) -> Result<Arc<A
         if let Some(at) = seen.iter().position(|id| *id == file.id()) {
             return Err(ChainError::Cycle { at }.into());
         }
-        let layer = Layer::open(file, None, Access::ReadOnly)?;
+        let layer = Layer::open(file, None)?;
         if !step.verify(&layer, depth)? {
             return Err(mismatch(&step, vec![(format!("parent {depth}"), layer.header.data_write)]));
         }

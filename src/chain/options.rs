@@ -90,6 +90,8 @@ pub struct CreateOptions {
     pub(crate) log_size: u64,
     pub(crate) disk_id: Option<Guid>,
     pub(crate) overwrite: bool,
+    /// Whether the caller holds the lock of the file that is replaced.
+    pub(crate) holds_lock: bool,
     pub(crate) durable: bool,
     pub(crate) parents: ParentPolicy,
     pub(crate) creator: String,
@@ -106,6 +108,7 @@ impl CreateOptions {
             log_size: 1 << 20,
             disk_id: None,
             overwrite: false,
+            holds_lock: false,
             durable: true,
             parents: ParentPolicy::default(),
             creator: concat!("diffdisk ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -175,6 +178,13 @@ impl CreateOptions {
     #[must_use]
     pub fn overwrite(mut self, overwrite: bool) -> Self {
         self.overwrite = overwrite;
+        self
+    }
+
+    /// Replaces an existing file whose exclusive lock the caller holds.
+    #[cfg(feature = "store")]
+    pub(crate) fn overwrite_locked(mut self) -> Self {
+        (self.overwrite, self.holds_lock) = (true, true);
         self
     }
 

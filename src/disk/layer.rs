@@ -11,22 +11,14 @@ use crate::format::{
 use crate::geometry::{BatRole, Geometry};
 use crate::kind::Structure;
 use crate::log::headers::{HeaderPair, Spare};
-use crate::log::replay::Unreplayed;
+use crate::log::overlay::Overlay;
+use crate::log::replay::{self, Unreplayed};
 use crate::mapping::bat::{BatTable, Fences, MapError};
 use crate::mapping::bitmap::BitmapTable;
-use crate::storage::{self, Storage};
+use crate::storage::{self, Storage, StorageError};
 use crate::units::{BatIndex, BlockHome, BlockIndex, FileOffset, VirtualOffset};
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// How a file is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// Not a byte of the file changes; a dirty log is replayed into memory.
-    ReadOnly,
-    /// A dirty log is replayed to disk.
-    Writable,
-}
 
 /// What this file says about a stretch of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +46,8 @@ pub(crate) struct Layer {
     pub(crate) file: Arc<dyn Storage>,
     /// The file itself.
     pub(crate) original: Arc<dyn Storage>,
+    /// The replayed view, if there is one.
+    overlay: Option<Arc<Overlay>>,
     pub(crate) path: Option<PathBuf>,
     pub(crate) creator: String,
     /// The current header as found, or as replay left it.
@@ -80,22 +74,20 @@ impl std::fmt::Debug for Layer {
 }
 
 impl Layer {
-    /// Opens one file in the order of our format reference §1.8: identifier, headers, log, regions, metadata.
-    pub(crate) fn open(file: Arc<dyn Storage>, path: Option<PathBuf>, access: Access) -> Result<Self, LayerError> {
+    /// Opens one file in the order of our format reference §1.8: identifier, headers, log, regions, metadata. Not a byte of it
+    /// changes; a dirty log is replayed into memory.
+    pub(crate) fn open(file: Arc<dyn Storage>, path: Option<PathBuf>) -> Result<Self, LayerError> {
         let original = Arc::clone(&file);
         let file_len = storage::len(&*file)?;
         let (creator, current) = read_header_section(&*file, file_len)?;
         current.header.check_fields(current.slot, file_len)?;
         let spare = if current.other.is_ok() { Spare::Good } else { Spare::Bad };
-        let mut headers = HeaderPair::new(current.header, current.slot, spare);
+        let headers = HeaderPair::new(current.header, current.slot, spare);
         let log_was_dirty = !headers.current().log.get().is_zero();
-        let file = match (log_was_dirty, access) {
-            (false, _) => file,
-            (true, Access::ReadOnly) => Unreplayed::find(&file, file_len, &headers)?.into_memory(),
-            (true, Access::Writable) => {
-                Unreplayed::find(&file, file_len, &headers)?.onto_disk(&mut headers)?;
-                file
-            }
+        let overlay = if log_was_dirty { Some(Unreplayed::find(&file, file_len, &headers)?.into_memory()) } else { None };
+        let file = match &overlay {
+            Some(view) => Arc::clone(view) as Arc<dyn Storage>,
+            None => file,
         };
         let file_len = if log_was_dirty { storage::len(&*file)? } else { file_len };
         let header = headers.current().clone();
@@ -116,6 +108,7 @@ impl Layer {
             spare: headers.spare(),
             file,
             original,
+            overlay,
             path,
             creator,
             header,
@@ -124,6 +117,17 @@ impl Layer {
             geometry,
             file_len,
         })
+    }
+
+    /// Brings a dirty log's content to disk, for a file that is going to be written to.
+    pub(crate) fn replay(&mut self) -> Result<(), LayerError> {
+        let Some(view) = self.overlay.take() else { return Ok(()) };
+        let mut headers = HeaderPair::new(self.header.clone(), self.slot, self.spare);
+        replay::onto_disk(&*self.original, view.outcome(), &mut headers)?;
+        // The file now reads as the view did, so what was read through the view stays true.
+        self.file = Arc::clone(&self.original);
+        (self.header, self.slot, self.spare) = (headers.current().clone(), headers.slot(), headers.spare());
+        Ok(())
     }
 
     /// Whether the file is a differencing disk.
@@ -188,6 +192,24 @@ impl Layer {
         }
     }
 
+    /// For how many bytes from `at` on this file certainly holds nothing, as far as holes in its BAT tell; `u64::MAX` for all the rest
+    /// of the disk. A cheap question with a modest answer: 0 means only that it has to be asked block by block.
+    pub(crate) fn blank(&self, at: VirtualOffset) -> Result<u64, MapError> {
+        let g = &self.geometry;
+        if at.get() >= g.size() {
+            return Ok(u64::MAX);
+        }
+        let index = g.bat_index(g.block_of(at));
+        let entries = self.bat.blank(index, &*self.file)?;
+        if entries == 0 {
+            return Ok(0);
+        }
+        let end = u64::from(index.get()) + entries;
+        let next = u32::try_from(end).ok().and_then(|end| g.block_at_or_after(BatIndex::new(end)));
+        // A blank stretch that ends at a bitmap entry ends with the chunk before it.
+        Ok(next.map_or(u64::MAX, |block| g.block_start(block).get().saturating_sub(at.get())))
+    }
+
     #[inline]
     fn answer_by_sector(&self, at: VirtualOffset, len: u64, home: BlockHome) -> Result<(Answer, u64), MapError> {
         let g = &self.geometry;
@@ -228,15 +250,26 @@ fn read_header_section(file: &dyn Storage, file_len: u64) -> Result<(String, Cur
         let mut bytes = [0; 4096];
         storage::read_exact(file, &mut bytes, slot.offset().get()).map(|()| Header::parse(slot, &bytes))
     });
-    // A header that cannot be read counts like one that is damaged, as long as the other one is good.
-    let unreadable = |slot: HeaderSlot| FormatError::new(Structure::Header, slot.offset(), Fault::Signature);
     match (one, two) {
+        (Ok(one), Ok(two)) => Ok((creator, format::choose_header(one, two)?)),
         (Err(e), Err(_)) => Err(e.into()),
-        (one, two) => {
-            let one = one.unwrap_or_else(|_| Err(unreadable(HeaderSlot::One)));
-            let two = two.unwrap_or_else(|_| Err(unreadable(HeaderSlot::Two)));
-            Ok((creator, format::choose_header(one, two)?))
+        (Ok(good), Err(e)) => Ok((creator, only_header(HeaderSlot::One, good, e)?)),
+        (Err(e), Ok(good)) => Ok((creator, only_header(HeaderSlot::Two, good, e)?)),
+    }
+}
+
+/// What one header says when the other one cannot be read. The unreadable one may be the newer one. If this one names a log,
+/// that does not matter: a newer one can only say that the log's content is home by now, and replaying it again changes
+/// nothing. If this one names none, the newer one may name a log that holds what was flushed, and opening without it would
+/// show, and keep, old content: an error that may pass is better.
+fn only_header(slot: HeaderSlot, good: Result<Header, FormatError>, unreadable: StorageError) -> Result<CurrentHeader, LayerError> {
+    match good {
+        Ok(header) if !header.log.get().is_zero() => {
+            let other = Err(FormatError::new(Structure::Header, slot.other().offset(), Fault::Signature));
+            Ok(CurrentHeader { header, slot, other })
         }
+        Ok(_) => Err(unreadable.into()),
+        Err(damaged) => Err(damaged.into()),
     }
 }
 

@@ -49,6 +49,8 @@ pub(crate) struct Commit {
     pub(crate) log: LogWriter,
     /// Bytes of the file that are known to be durable: FlushedFileOffset.
     pub(crate) durable_len: u64,
+    /// Whether the headers carry this session's identity. What comes after that may fail and be tried again.
+    identified: bool,
 }
 
 /// See the module.
@@ -84,7 +86,7 @@ impl Writer {
         let log = LogWriter::new(layer.header.log_offset, u64::from(layer.header.log_length), first_sequence());
         let durable_len = layer.file_len / MIB * MIB;
         Self {
-            commit: Mutex::new(Commit { headers, log, durable_len }),
+            commit: Mutex::new(Commit { headers, log, durable_len, identified: false }),
             begun: AtomicBool::new(false),
             latched: AtomicBool::new(false),
             cause: OnceLock::new(),
@@ -149,12 +151,15 @@ impl Writer {
         self.check_latch()?;
         let mut space = self.scan_space()?;
         let file = &*self.layer.file;
-        let identity = (FileWriteGuid::random(), DataWriteGuid::random());
-        commit
-            .headers
-            .change(file, SyncSite::Identity, |header| (header.file_write, header.data_write) = identity)
-            .and_then(|()| commit.headers.mirror(file))
-            .map_err(|e| self.latch(e.into()))?;
+        if !commit.identified {
+            let identity = (FileWriteGuid::random(), DataWriteGuid::random());
+            commit
+                .headers
+                .change(file, SyncSite::Identity, |header| (header.file_write, header.data_write) = identity)
+                .and_then(|()| commit.headers.mirror(file))
+                .map_err(|e| self.latch(e.into()))?;
+            commit.identified = true;
+        }
         // qemu cuts the last block of a fixed disk short; bring it to full length before anything goes behind it.
         if space.end() * MIB > self.layer.file_len {
             storage::set_len(file, space.end() * MIB)?;

@@ -20,6 +20,7 @@ use crate::geometry::MAX_VIRTUAL_SIZE;
 use crate::guid::LogGuid;
 use crate::kind::Structure;
 use crate::units::{FileOffset, PAGE, PAGE_LEN};
+use std::collections::BTreeSet;
 use zerocopy::FromBytes;
 
 /// The length up to which a log may grow a file: the largest disk and 1 TiB for everything that describes it (a BAT of 513 MiB
@@ -65,6 +66,26 @@ impl ActiveSequence {
     pub fn head(&self) -> &EntryHeader {
         let (_, head) = self.entries.last().expect("a sequence has a head");
         head
+    }
+
+    /// Whether sectors of the log that could not be read (and stand as zeros in `log`) may hide an entry behind the newest one: the
+    /// sector where it would begin is one of them, or it does begin there and one of them is in it.
+    pub fn may_go_on(&self, log: &[u8], unread: &BTreeSet<usize>) -> bool {
+        let (ring, _) = log.as_chunks::<PAGE_LEN>();
+        let Some((offset, head)) = self.entries.last() else { return false };
+        let after = sector_of(*offset).and_then(|first| first.checked_add(sector_of(head.length)?)?.checked_rem(ring.len()));
+        let Some(after) = after else { return false };
+        let next = ring.get(after).and_then(|page| WireHeader::ref_from_prefix(page).ok()).map(|(wire, _)| wire);
+        let is_next = |wire: &&WireHeader| {
+            wire.signature == ENTRY_SIGNATURE
+                && wire.log_guid == head.log_guid.get().to_bytes()
+                && head.sequence.checked_add(1) == Some(wire.sequence.get())
+        };
+        let sectors = next.filter(is_next).and_then(|wire| sector_of(wire.entry_length.get())).unwrap_or(1).max(1);
+        unread.iter().any(|&sector| {
+            let ahead = sector.checked_sub(after).or_else(|| sector.checked_add(ring.len())?.checked_sub(after));
+            ahead.is_some_and(|ahead| ahead < sectors)
+        })
     }
 
     /// The length that the file must have after the replay: no less than now, than the head's LastFileOffset, and than the end

@@ -56,6 +56,21 @@ fn sequences(found: &ActiveSequence) -> Vec<u64> {
     found.entries.iter().map(|(_, header)| header.sequence).collect()
 }
 
+#[test]
+fn an_unread_sector_hides_something_only_where_the_sequence_may_go_on() {
+    // Sectors 12 and 13 hold the newest entry; the next one is torn: its header in sector 14 says three sectors, around the end.
+    let mut ring = ring_of(&[(12 * PAGE_LEN, one_page(&fields(5, 12 * PAGE_LEN as u32), 1))]);
+    let found = scan(&ring, LOG_AT, guid(), FILE_LEN).unwrap();
+    let hidden = |ring: &[u8]| (0..16).filter(|&sector| found.may_go_on(ring, &[sector].into())).collect::<Vec<_>>();
+    assert_eq!(hidden(&ring), [14], "nothing begins there, or what does could not be read");
+    let three = encode_entry(&fields(6, 12 * PAGE_LEN as u32), &[(HOME, &page(2)), (HOME, &page(3))], &[]);
+    put(&mut ring, 14 * PAGE_LEN, &three[..PAGE_LEN]);
+    assert_eq!(hidden(&ring), [0, 14, 15]);
+    let old = encode_entry(&fields(4, 12 * PAGE_LEN as u32), &[(HOME, &page(2)), (HOME, &page(3))], &[]);
+    put(&mut ring, 14 * PAGE_LEN, &old[..PAGE_LEN]);
+    assert_eq!(hidden(&ring), [14], "an entry of another time is not the next one");
+}
+
 /// §2.3.3 of the specification, word for word and slow: every offset, every start, bytes copied out of the ring.
 fn naive(ring: &[u8]) -> Option<Vec<u64>> {
     let le = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte));

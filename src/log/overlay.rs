@@ -83,6 +83,11 @@ impl Overlay {
         Self { below, below_len, over }
     }
 
+    /// What is laid over the file below.
+    pub(crate) fn outcome(&self) -> &Outcome {
+        &self.over
+    }
+
     /// What answers for the byte at `at`, and up to where it does.
     fn source(&self, at: u64) -> (Source<'_>, u64) {
         if let Some((&home, image)) = self.over.pages.range(at.saturating_sub(PAGE - 1)..=at).next_back() {
@@ -101,7 +106,7 @@ impl Overlay {
         let mut done = 0;
         while done < buf.len() && at + (done as u64) < self.below_len {
             match self.below.read_at(&mut buf[done..], at + done as u64) {
-                Ok(0) => break,
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(part) => done += part,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),

@@ -1,7 +1,8 @@
 //! Reading a log that somebody left behind (MS-VHDX 2.3.3).
 //!
-//! What opening a file yields first is [`Unreplayed`]: nothing in it may be believed but the headers. Only [`Unreplayed::onto_disk`]
-//! (writable) and [`Unreplayed::into_memory`] (read-only, parents) turn it into something that can be read.
+//! What opening a file yields first is [`Unreplayed`]: nothing in it may be believed but the headers. Only [`Unreplayed::into_memory`]
+//! turns it into something that can be read. Who opens read-only, or a parent, stops there; who is going to write has the same
+//! outcome brought to disk by [`onto_disk`], once everything else about the opening has gone well.
 //!
 //! Replay to disk, in this order:
 //!   1. header with a new file write GUID, both slots   crash: as before, the log is still named
@@ -9,6 +10,9 @@
 //!   3. sync                                            crash: as 2
 //!   4. header without a log GUID, synced               crash: either; everything the log held is home
 //!   5. the other slot likewise, synced                 crash: as 4
+//!
+//! A sector of the log that cannot be read (a write was torn there once, and nobody came by since) counts like a torn one, as long
+//! as it cannot hide anything: if it lies where the sequence may go on, flushed data may be behind it, and the error is reported.
 
 use super::headers::{HeaderError, HeaderPair};
 use super::overlay::{Outcome, Overlay};
@@ -16,7 +20,8 @@ use super::writer::write_pages;
 use crate::format::{self, ActiveSequence};
 use crate::guid::{FileWriteGuid, LogGuid};
 use crate::storage::{self, Storage, StorageError, SyncSite};
-use crate::units::FileOffset;
+use crate::units::{FileOffset, PAGE_LEN};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A file whose log holds what its regions lack.
@@ -34,41 +39,66 @@ impl Unreplayed {
     pub(crate) fn find(file: &Arc<dyn Storage>, file_len: u64, headers: &HeaderPair) -> Result<Self, HeaderError> {
         let header = headers.current();
         let mut log = vec![0; header.log_length as usize];
-        storage::read_exact(&**file, &mut log, header.log_offset)?;
-        let sequence = format::scan(&log, FileOffset::new(header.log_offset), header.log, file_len)?;
+        let unread = match storage::read_exact(&**file, &mut log, header.log_offset) {
+            Ok(()) => None,
+            Err(e) => Some((read_what_reads(&**file, &mut log, header.log_offset).ok_or_else(|| e.clone())?, e)),
+        };
+        let found = format::scan(&log, FileOffset::new(header.log_offset), header.log, file_len);
+        let sequence = match (found, unread) {
+            (found, None) => found?,
+            (Ok(sequence), Some((sectors, _))) if !sequence.may_go_on(&log, &sectors) => sequence,
+            (_, Some((_, e))) => return Err(e.into()),
+        };
         Ok(Self { file: Arc::clone(file), file_len, log, sequence })
     }
 
     /// The file as it would be after a replay, without changing it.
-    pub(crate) fn into_memory(self) -> Arc<dyn Storage> {
+    pub(crate) fn into_memory(self) -> Arc<Overlay> {
         Arc::new(Overlay::new(self.file, self.file_len, Outcome::of(&self.log, &self.sequence)))
     }
+}
 
-    /// Replays, see the module. Afterwards the log is empty and the file has a new file write GUID; the data write GUID stays,
-    /// because nothing a user can read has changed.
-    pub(crate) fn onto_disk(self, headers: &mut HeaderPair) -> Result<(), HeaderError> {
-        let file = &*self.file;
-        headers.change(file, SyncSite::ReplayIdentity, |header| header.file_write = FileWriteGuid::random())?;
-        headers.mirror(file)?;
-        // Only what the replay leaves in the end is written, not what it passes through: any part of it may land or not
-        // before step 3, and replaying again gives the same.
-        let outcome = Outcome::of(&self.log, &self.sequence);
-        for (&start, &end) in &outcome.zeros {
-            zero(file, start, end - start)?;
-        }
-        write_pages(file, outcome.pages.iter().map(|(&home, image)| (home, &**image)))?;
-        // MS-VHDX 2.3.1.1: the file must reach at least the head's LastFileOffset.
-        if storage::len(file)? < outcome.len {
-            storage::set_len(file, outcome.len)?;
-        }
-        storage::sync(file, SyncSite::ReplayHome)?;
-        headers.settled();
-        headers.change(file, SyncSite::ReplayFirst, |header| header.log = LogGuid::default())?;
-        headers.mirror(file)?;
-        storage::sync(file, SyncSite::ReplaySecond)?;
-        headers.settled();
-        Ok(())
+/// Replays, see the module. Afterwards the log is empty and the file has a new file write GUID; the data write GUID stays,
+/// because nothing a user can read has changed.
+pub(crate) fn onto_disk(file: &dyn Storage, outcome: &Outcome, headers: &mut HeaderPair) -> Result<(), HeaderError> {
+    headers.change(file, SyncSite::ReplayIdentity, |header| header.file_write = FileWriteGuid::random())?;
+    headers.mirror(file)?;
+    // Only what the replay leaves in the end is written, not what it passes through: any part of it may land or not
+    // before step 3, and replaying again gives the same.
+    for (&start, &end) in &outcome.zeros {
+        zero(file, start, end - start)?;
     }
+    write_pages(file, outcome.pages.iter().map(|(&home, image)| (home, &**image)))?;
+    // MS-VHDX 2.3.1.1: the file must reach at least the head's LastFileOffset.
+    if storage::len(file)? < outcome.len {
+        storage::set_len(file, outcome.len)?;
+    }
+    storage::sync(file, SyncSite::ReplayHome)?;
+    headers.settled();
+    headers.change(file, SyncSite::ReplayFirst, |header| header.log = LogGuid::default())?;
+    headers.mirror(file)?;
+    storage::sync(file, SyncSite::ReplaySecond)?;
+    headers.settled();
+    Ok(())
+}
+
+/// Sectors of a log that may be unreadable. With more of them it is the storage that is gone, and asking on would take long.
+const MOST_UNREAD: usize = 16;
+
+/// Reads the log sector by sector. Returns which did not read, as long as they are few; they are zeros.
+#[cold]
+fn read_what_reads(file: &dyn Storage, log: &mut [u8], at: u64) -> Option<BTreeSet<usize>> {
+    let mut unread = BTreeSet::new();
+    for (number, sector) in log.chunks_mut(PAGE_LEN).enumerate() {
+        if storage::read_exact(file, sector, at + (number * PAGE_LEN) as u64).is_err() {
+            sector.fill(0);
+            unread.insert(number);
+            if unread.len() > MOST_UNREAD {
+                return None;
+            }
+        }
+    }
+    Some(unread)
 }
 
 /// Zeroes a range; the file grows to hold it.

@@ -22,9 +22,14 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// An empty ring of `len` bytes whose first entry goes to its start.
-    pub(crate) fn new(len: u64) -> Self {
-        Self { len, head: 0, durable_tail: 0, recordable: None }
+    /// An empty ring of `len` bytes whose first entry goes to `start`.
+    pub(crate) fn new(len: u64, start: u64) -> Self {
+        Self { len, head: start, durable_tail: start, recordable: None }
+    }
+
+    /// Bytes of the ring.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
     }
 
     fn used(&self) -> u64 {
@@ -85,7 +90,7 @@ mod tests {
 
     #[test]
     fn space_comes_back_only_when_a_durable_entry_says_so() {
-        let mut ring = Ring::new(64 * PAGE);
+        let mut ring = Ring::new(64 * PAGE, 0);
         ring.appended(40 * PAGE, true);
         assert!(!ring.fits(30 * PAGE));
         ring.all_applied();
@@ -97,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_largest_entry_fits_behind_an_empty_one_and_leaves_room_for_the_next() {
-        let mut ring = Ring::new(256 * PAGE);
+        let mut ring = Ring::new(256 * PAGE, 250 * PAGE);
         for _ in 0..1000 {
             ring.all_applied();
             ring.appended(PAGE, false);
@@ -109,7 +114,7 @@ mod tests {
 
     #[test]
     fn entries_wrap_between_sectors() {
-        let mut ring = Ring::new(16 * PAGE);
+        let mut ring = Ring::new(16 * PAGE, 0);
         ring.appended(10 * PAGE, true);
         ring.all_applied();
         ring.appended(PAGE, false);

@@ -18,12 +18,14 @@ use super::ring::Ring;
 use crate::format::{EntryFields, encode_entry, entry_len};
 use crate::guid::LogGuid;
 use crate::kind::ErrorKind;
-use crate::storage::{self, Storage, StorageError, SyncSite};
+use crate::storage::{self, Operation, Storage, StorageError, SyncSite};
 use crate::units::{FileOffset, PAGE, PAGE_LEN};
 use std::collections::BTreeMap;
 
 /// Most bytes of one entry, so that a huge log does not mean a huge buffer.
 const MAX_ENTRY: u64 = 4 << 20;
+/// Bytes of the log read at a time before it is used.
+const HEAL_READ: u64 = 256 << 10;
 /// Most bytes of adjacent pages that travel home in one write.
 const MAX_WRITE: usize = 256 << 10;
 
@@ -46,7 +48,7 @@ pub(crate) enum LogError {
 impl LogError {
     /// Whether nothing was published and trying again later is sound: there was no space.
     pub(crate) fn is_harmless(&self) -> bool {
-        matches!(self, Self::Storage(e) if e.kind() == ErrorKind::NoSpace && e.operation != storage::Operation::Sync)
+        matches!(self, Self::Storage(e) if e.kind() == ErrorKind::NoSpace && e.operation != Operation::Sync)
     }
 }
 
@@ -130,7 +132,8 @@ pub(crate) struct LogWriter {
 impl LogWriter {
     /// A log of `len` bytes at `at` that no header names.
     pub(crate) fn new(at: u64, len: u64, first_sequence: u64) -> Self {
-        Self { at, ring: Ring::new(len), guid: None, sequence: first_sequence, pending: BTreeMap::new(), applied_unsynced: false, clock: 0 }
+        let ring = Ring::new(len, first_head(len));
+        Self { at, ring, guid: None, sequence: first_sequence, pending: BTreeMap::new(), applied_unsynced: false, clock: 0 }
     }
 
     fn tick(&mut self) -> u64 {
@@ -191,6 +194,30 @@ impl LogWriter {
         Ok(())
     }
 
+    /// Wipes what cannot be read of a log that nobody names: a power cut may have torn an entry there. Left alone it would stand
+    /// behind an entry of ours some day, and a replay would have to fear that it hides the next one (`replay.rs`).
+    fn heal(&self, file: &dyn Storage) -> Result<(), StorageError> {
+        let end = self.at + self.ring.len();
+        let mut buffer = vec![0; HEAL_READ.min(self.ring.len()) as usize];
+        let mut at = self.at;
+        while at < end {
+            let data = file.next_data(at).map_err(|e| StorageError::new(Operation::Seek, at, e))?;
+            let Some((start, stop)) = data.filter(|&(start, _)| start < end) else { break };
+            // Whole sectors, so that a wiped one is wiped whole.
+            let start = start - (start - self.at) % PAGE;
+            let part = &mut buffer[..(stop.min(end) - start).next_multiple_of(PAGE).min(HEAL_READ) as usize];
+            if storage::read_exact(file, part, start).is_err() {
+                for (sector, at) in part.chunks_mut(PAGE_LEN).zip((start..).step_by(PAGE_LEN)) {
+                    if storage::read_exact(file, sector, at).is_err() {
+                        storage::write_all(file, &[0; PAGE_LEN], at)?;
+                    }
+                }
+            }
+            at = start + part.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Writes the first entry of the session, which no header names yet. The caller syncs payload and entry in one barrier
     /// and then calls [`LogWriter::name`].
     pub(crate) fn write_unnamed(
@@ -200,6 +227,7 @@ impl LogWriter {
         lengths: Lengths,
     ) -> Result<(LogGuid, Logged), StorageError> {
         debug_assert!(self.guid.is_none(), "the log has a name already");
+        self.heal(file)?;
         let guid = LogGuid::random();
         let Frozen { pages, .. } = frozen;
         let logged = self.write_entry(file, guid, pages, lengths)?;
@@ -290,6 +318,18 @@ impl LogWriter {
         let _ = self.sync(file, headers, SyncSite::CloseSecond)?;
         Ok(())
     }
+}
+
+/// Where the first entry of a log of `len` bytes goes: to the start.
+#[cfg(not(feature = "sim"))]
+fn first_head(_len: u64) -> u64 {
+    0
+}
+
+/// Where the first entry of a log of `len` bytes goes. Any sector will do, and the crash simulator makes use of that.
+#[cfg(feature = "sim")]
+fn first_head(len: u64) -> u64 {
+    (crate::storage::sim::log_start() * PAGE).checked_rem(len).unwrap_or(0)
 }
 
 /// Writes pages to their homes, adjacent ones in one call. The pages come sorted by home.

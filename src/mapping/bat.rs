@@ -290,6 +290,23 @@ impl BatTable {
         Ok(true)
     }
 
+    /// How many entries from `index` on are certainly zero, as far as holes of the file tell: nothing is read or kept. 0 when the
+    /// entry's page is in memory or may hold something.
+    pub(crate) fn blank(&self, index: BatIndex, file: &dyn Storage) -> Result<u64, StorageError> {
+        let pages = self.entries.div_ceil(u64::from(ENTRIES));
+        let page = Self::page_of(index);
+        // Asked before the file: a page is loaded before an entry in it changes, so what is not in memory now is as the file has it.
+        let next_loaded = self.pages.next_loaded(page).unwrap_or(pages);
+        if next_loaded <= page {
+            return Ok(0);
+        }
+        let at = self.page_home(page).get();
+        let data = file.next_data(at).map_err(|e| StorageError::new(Operation::Seek, at, e))?;
+        let next_data = data.map_or(pages, |(start, _)| start.saturating_sub(self.at) / PAGE);
+        let end = next_loaded.min(next_data).min(pages) * u64::from(ENTRIES);
+        Ok(end.min(self.entries).saturating_sub(u64::from(index.get())))
+    }
+
     /// A page that was loaded before.
     pub(crate) fn loaded_page(&self, page: u64) -> Option<&BatPage> {
         self.pages.get(page)

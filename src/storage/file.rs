@@ -134,6 +134,21 @@ impl FileStorage {
         Ok(Self { file, access, block_device, id })
     }
 
+    /// Opens a file to look at it, without a lock: nobody is kept from using it, and it may change while it is looked at. What comes of that
+    /// is good for a listing and for nothing else.
+    ///
+    /// # Errors
+    /// As [`FileStorage::open_read`], except that nobody can be in the way.
+    #[cfg(feature = "store")]
+    pub(crate) fn peek(path: &Path) -> Result<Self, StorageError> {
+        let file = open(OpenOptions::new().read(true), path)?;
+        let metadata = file.metadata().map_err(open_error)?;
+        let block_device = check_type(&metadata).map_err(open_error)?;
+        settle_flags(&file, Access::Read);
+        let id = object_id(&metadata);
+        Ok(Self { file, access: Access::Read, block_device, id })
+    }
+
     /// Takes over a file that this crate opened itself with `O_NONBLOCK`: also puts the flags right.
     pub(crate) fn adopt(file: File, access: Access) -> Result<Self, StorageError> {
         let storage = Self::from_file(file, access)?;

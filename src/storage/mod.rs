@@ -15,6 +15,8 @@ mod memory;
 pub mod sim;
 mod volume;
 
+#[cfg(feature = "store")]
+pub(crate) use error::io_kind;
 pub use error::{Operation, StorageError};
 pub use file::{Access, FileStorage};
 pub use map::MappedStorage;
@@ -178,14 +180,30 @@ fn read_rest<S: Storage + ?Sized>(storage: &S, buf: &mut [u8], at: u64, first: i
 /// Fills `buf`; what lies past the end of the file reads as zeros.
 ///
 /// # Errors
-/// The first failure, with the place it happened at.
+/// The first failure, with the place it happened at; `UnexpectedEof` where a read finds no bytes and the file does not end.
 #[inline]
 pub fn read_zero_extended<S: Storage + ?Sized>(storage: &S, buf: &mut [u8], at: u64) -> Result<(), StorageError> {
     let n = read_up_to(storage, buf, at)?;
-    if n < buf.len() {
-        buf[n..].fill(0);
+    if n == buf.len() { Ok(()) } else { zero_extend(storage, &mut buf[n..], at + n as u64) }
+}
+
+/// A read stopped short at `at`. Where the file ends there, the rest is zeros; where it does not, "no bytes" was no answer, and
+/// zeros would be made up. A file that grew just now is read once more.
+#[cold]
+fn zero_extend<S: Storage + ?Sized>(storage: &S, rest: &mut [u8], at: u64) -> Result<(), StorageError> {
+    let mut done = 0;
+    for _ in 0..2 {
+        let here = at + done as u64;
+        if len(storage)? <= here {
+            rest[done..].fill(0);
+            return Ok(());
+        }
+        done += read_up_to(storage, &mut rest[done..], here)?;
+        if done == rest.len() {
+            return Ok(());
+        }
     }
-    Ok(())
+    Err(StorageError::new(Operation::Read, at + done as u64, io::ErrorKind::UnexpectedEof.into()))
 }
 
 /// Fills `buf`, or fails with `UnexpectedEof` where the file ends first.

@@ -8,26 +8,32 @@
 //! 1. Everything asked for before the beginning of a finished sync of its file is there.
 //! 2. Every later *atom* may be there or not, independently of all others. Atoms are the 512-byte (or 4 KiB) pieces of a write,
 //!    each change of a length, each lengthening that a write past the end implies, each hole, and each directory operation. Where atoms
-//!    overlap the later one of those that are there wins.
+//!    overlap the later one of those that are there wins. A piece that is written in part goes out whole, with what was there.
 //! 3. A piece that landed beyond a lost lengthening vanishes, or lengthens the file ([`BeyondEnd`]). In the harsh mode
 //!    ([`FreshSpace::Junk`]) space that was never synced as zeros does not read as zeros.
-//! 4. In the harsh mode for metadata one piece in flight reads as junk or not at all ([`Flight`]).
+//! 4. In the harsh mode for metadata one piece in flight reads as junk or not at all ([`Flight`]). Where writes to both headers of
+//!    a VHDX are under way, one piece of each may: a device with a queue loses more than one sector, and MS-VHDX 2.2.2 has two
+//!    headers, and a flush between their writes, for no other reason.
 //! 5. A rename that no sync of the directory covers is there or not, never half.
 //!
-//! No thread, no clock, no randomness but the seed. [`Choice`]s name images, so a violation can be built again from its trace.
+//! No thread, no clock, no randomness but the seed ([`Fixed`] takes the engine's own away). [`Choice`]s name images, so a violation
+//! can be built again from its trace.
 //! [`FaultStorage`] is the companion for storage that fails while the program lives on.
 
 mod crash;
 mod enumerate;
 mod fault;
+mod fixed;
 mod sparse;
 #[cfg(test)]
 mod tests;
 mod volume;
 
-pub use crash::{Atom, BeyondEnd, Choice, Class, CrashImage, CrashOptions, CrashWalk, Flight, FreshSpace};
-pub use enumerate::{Limits, Rng};
+pub use crash::{Atom, BeyondEnd, Choice, Class, CrashImage, CrashOptions, CrashWalk, Flight, FreshSpace, Torn};
+pub use enumerate::{Limits, Rng, Share};
 pub use fault::{CallKind, Calls, Fault, FaultStorage, Lost, Repeat};
+pub use fixed::Fixed;
+pub(crate) use fixed::log_start;
 
 use super::{Storage, StorageId, SyncSite};
 use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
@@ -95,20 +101,6 @@ impl Snapshot {
         let files = self.files.iter().enumerate();
         files.fold(self.name_hash(), |hash, (i, file)| hash.wrapping_add(in_file(i, file.hash())))
     }
-
-    /// The hash of this snapshot from the hash of one that it mostly shares its content with.
-    fn hash_from(&self, base: &Self, base_hash: u128) -> u128 {
-        let mut hash = base_hash.wrapping_sub(base.name_hash()).wrapping_add(self.name_hash());
-        for (i, file) in self.files.iter().enumerate() {
-            let nothing = SparseFile::default();
-            let delta = match base.files.get(i) {
-                Some(old) => in_file(i, file.hash_from(old, 0)),
-                None => in_file(i, file.hash_from(&nothing, nothing.hash())),
-            };
-            hash = hash.wrapping_add(delta);
-        }
-        hash
-    }
 }
 
 /// Keeps equal content in different files apart while sums of page hashes stay sums.
@@ -120,7 +112,6 @@ fn in_file(index: usize, hash: u128) -> u128 {
 #[derive(Clone, Debug)]
 pub struct Trace {
     start: Snapshot,
-    start_hash: u128,
     seed: u64,
     /// The events in order. Tests may edit them to ask "what if".
     pub events: Vec<Event>,
@@ -182,7 +173,6 @@ struct World {
 struct Inner {
     now: Snapshot,
     start: Snapshot,
-    start_hash: Option<u128>,
     events: Vec<Event>,
     recording: bool,
 }
@@ -220,13 +210,13 @@ pub struct SimWorld {
 impl SimWorld {
     /// An empty directory. `seed` drives junk and the random part of enumerations.
     pub fn new(seed: u64) -> Self {
-        Self::from_snapshot(Snapshot::default(), None, seed, true)
+        Self::from_snapshot(Snapshot::default(), seed, true)
     }
 
-    fn from_snapshot(now: Snapshot, start_hash: Option<u128>, seed: u64, recording: bool) -> Self {
+    fn from_snapshot(now: Snapshot, seed: u64, recording: bool) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let start = now.clone();
-        let inner = Inner { now, start, start_hash, events: Vec::new(), recording };
+        let inner = Inner { now, start, events: Vec::new(), recording };
         let device = (0x51 << 56) | NEXT.fetch_add(1, Ordering::Relaxed);
         Self { world: Arc::new(World { device, seed, inner: Mutex::new(inner) }) }
     }
@@ -242,7 +232,6 @@ impl SimWorld {
         inner.now.files.push(SparseFile::default());
         inner.start.file_mut(file);
         inner.start.names.insert(name.to_owned(), file);
-        inner.start_hash = None;
         drop(inner);
         Arc::new(SimStorage { world: Arc::clone(&self.world), file })
     }
@@ -265,10 +254,8 @@ impl SimWorld {
 
     /// What happened since the beginning, or since [`SimWorld::forget`].
     pub fn trace(&self) -> Trace {
-        let mut inner = self.world.inner.lock();
-        let start_hash = inner.start_hash.unwrap_or_else(|| inner.start.hash());
-        inner.start_hash = Some(start_hash);
-        Trace { start: inner.start.clone(), start_hash, seed: self.world.seed, events: inner.events.clone() }
+        let inner = self.world.inner.lock();
+        Trace { start: inner.start.clone(), seed: self.world.seed, events: inner.events.clone() }
     }
 
     /// The events from a cut on.
@@ -280,13 +267,12 @@ impl SimWorld {
     pub fn forget(&self) {
         let mut inner = self.world.inner.lock();
         inner.start = inner.now.clone();
-        inner.start_hash = None;
         inner.events.clear();
     }
 
     /// A second world with the present content, all durable. Costs almost nothing.
     pub fn fork(&self) -> Self {
-        Self::from_snapshot(self.world.inner.lock().now.clone(), None, self.world.seed, true)
+        Self::from_snapshot(self.world.inner.lock().now.clone(), self.world.seed, true)
     }
 }
 
@@ -380,5 +366,5 @@ fn junk_page(seed: u64) -> Arc<Page> {
     for word in page.as_chunks_mut::<8>().0 {
         *word = rng.next_u64().to_le_bytes();
     }
-    Arc::new(page)
+    Arc::new(Page::new(page))
 }

@@ -447,7 +447,8 @@ impl Image {
         let mut out = vec![0; len];
         for (&page, bytes) in self.pages.range(at / PAGE..(at + len as u64).div_ceil(PAGE)) {
             let (from, to) = (at.max(page * PAGE), (at + len as u64).min((page + 1) * PAGE));
-            out[(from - at) as usize..(to - at) as usize].copy_from_slice(&bytes[(from - page * PAGE) as usize..(to - page * PAGE) as usize]);
+            out[(from - at) as usize..(to - at) as usize]
+                .copy_from_slice(&bytes[(from - page * PAGE) as usize..(to - page * PAGE) as usize]);
         }
         out
     }

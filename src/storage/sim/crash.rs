@@ -2,13 +2,15 @@
 //!
 //! A [`CrashWalk`] moves through the trace and keeps two things: what is durable at its cut, and the atoms that may or may not
 //! have landed. A [`Choice`] says which did, and under which of the harsh rules; [`CrashWalk::image`] builds it by applying the
-//! atoms kept, in order, to a clone of the durable state.
+//! atoms kept, in order, to a clone of the durable state. Neighbouring atoms of one write are applied together, and whole pages of
+//! a write are made once and shared by all images that hold them.
 
 use super::enumerate::{Limits, Rng, for_each};
-use super::{Event, FileId, SimStorage, SimWorld, Snapshot, Trace, World, junk_page, sparse::Page};
+use super::sparse::{PAGE, Page};
+use super::{Event, FileId, SimStorage, SimWorld, Snapshot, Trace, World, junk_page};
 use crate::storage::SyncSite;
 use crate::sync::Arc;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// What sort of bytes an atom touches. All-or-nothing choices are made for each class.
@@ -55,6 +57,17 @@ pub enum Flight {
     Unreadable,
 }
 
+/// What was being written when the power went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Torn {
+    /// The atom in flight.
+    pub atom: usize,
+    /// A second one: both headers may be under way at once, and then both may be torn.
+    pub twin: Option<usize>,
+    /// What became of them.
+    pub how: Flight,
+}
+
 /// One legal outcome of a power cut.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Choice {
@@ -64,8 +77,8 @@ pub struct Choice {
     pub beyond: BeyondEnd,
     /// How unsynced new space reads.
     pub space: FreshSpace,
-    /// The atom in flight, if this choice tears one.
-    pub flight: Option<(usize, Flight)>,
+    /// What was in flight, if this choice tears anything.
+    pub flight: Option<Torn>,
 }
 
 impl fmt::Debug for Choice {
@@ -77,9 +90,37 @@ impl fmt::Debug for Choice {
     }
 }
 
+/// The bytes of one write.
+#[derive(Debug)]
+struct Written {
+    at: u64,
+    bytes: Arc<[u8]>,
+    /// Where the whole pages of the file begin in the bytes, and those pages.
+    first_page: usize,
+    pages: Vec<Arc<Page>>,
+}
+
+impl Written {
+    fn new(at: u64, bytes: &Arc<[u8]>) -> Self {
+        let first_page = (at.next_multiple_of(PAGE as u64) - at) as usize;
+        let whole = bytes.get(first_page..).unwrap_or_default().as_chunks().0;
+        Self { at, bytes: Arc::clone(bytes), first_page, pages: whole.iter().map(|page| Arc::new(Page::new(*page))).collect() }
+    }
+
+    /// The pages that lie wholly between two places in the bytes, and where they begin and end there.
+    fn pages_between(&self, from: usize, to: usize) -> (&[Arc<Page>], usize, usize) {
+        let first = from.saturating_sub(self.first_page).div_ceil(PAGE);
+        let end = (to.saturating_sub(self.first_page) / PAGE).max(first);
+        match self.pages.get(first..end) {
+            Some(pages) if !pages.is_empty() => (pages, self.first_page + first * PAGE, self.first_page + end * PAGE),
+            _ => (&[], to, to),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum What {
-    Bytes { at: u64, bytes: Arc<[u8]>, from: usize, to: usize },
+    Bytes { write: Arc<Written>, from: usize, to: usize },
     Lengthen(u64),
     SetLen(u64),
     Punch { at: u64, len: u64 },
@@ -113,7 +154,7 @@ impl fmt::Display for Atom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "event {} file {} {:?} ", self.event, self.file.0, self.class)?;
         match &self.what {
-            What::Bytes { at, from, to, .. } => write!(f, "{} bytes at {at:#x}", to - from),
+            What::Bytes { write, from, to } => write!(f, "{} bytes at {:#x}", to - from, write.at + *from as u64),
             What::Lengthen(to) => write!(f, "lengthen to {to:#x}"),
             What::SetLen(to) => write!(f, "set length {to:#x}"),
             What::Punch { at, len } => write!(f, "punch {len} at {at:#x}"),
@@ -165,33 +206,34 @@ impl fmt::Debug for CrashOptions {
 }
 
 /// A place in a trace: what is durable there, and what is pending.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CrashWalk<'t> {
     trace: &'t Trace,
     options: CrashOptions,
     next: usize,
     durable: Snapshot,
-    durable_hash: u128,
-    live_len: BTreeMap<FileId, u64>,
+    /// What reads at this cut see: everything.
+    live: Snapshot,
     pending: Vec<Atom>,
     junk: Arc<Page>,
     rng: Rng,
+    /// Choices come to so far, taken or not.
+    ordinal: u64,
 }
 
 impl<'t> CrashWalk<'t> {
     /// At the beginning of the trace.
     pub fn new(trace: &'t Trace, options: CrashOptions) -> Self {
-        let live_len = trace.start.files.iter().enumerate().map(|(i, file)| (FileId(i), file.len())).collect();
         Self {
             trace,
             options,
             next: 0,
             durable: trace.start.clone(),
-            durable_hash: trace.start_hash,
-            live_len,
+            live: trace.start.clone(),
             pending: Vec::new(),
             junk: junk_page(trace.seed),
             rng: Rng::new(trace.seed),
+            ordinal: 0,
         }
     }
 
@@ -213,18 +255,19 @@ impl<'t> CrashWalk<'t> {
         match event {
             Event::Write { file, at, bytes } => self.write(index, *file, *at, bytes),
             Event::SetLen { file, len } => {
-                self.live_len.insert(*file, *len);
+                self.live.file_mut(*file).set_len(*len);
                 self.push(index, *file, Class::Length, What::SetLen(*len));
             }
             Event::Punch { file, at, len } => {
                 let class = self.class(*file, *at);
+                self.live.file_mut(*file).zero(*at, *len);
                 self.push(index, *file, class, What::Punch { at: *at, len: *len });
             }
             Event::SyncEnd { file, site, begin } if !self.options.no_op.contains(site) => {
                 self.settle(|atom| atom.file == *file && atom.event < *begin && atom.class != Class::Directory);
             }
             Event::Create { file, name } => {
-                self.live_len.insert(*file, 0);
+                self.live.file_mut(*file);
                 self.push(index, *file, Class::Directory, What::Create(name.clone()));
             }
             Event::Rename { from, to } => self.push(index, FileId(usize::MAX), Class::Directory, What::Rename(from.clone(), to.clone())),
@@ -254,33 +297,40 @@ impl<'t> CrashWalk<'t> {
 
     fn write(&mut self, event: usize, file: FileId, at: u64, bytes: &Arc<[u8]>) {
         let end = at + bytes.len() as u64;
-        let live = self.live_len.entry(file).or_default();
-        if end > *live {
-            *live = end;
+        let live = self.live.file_mut(file);
+        let longer = end > live.len();
+        live.write(bytes, at);
+        // A piece that is written in part goes out whole, with what the cache holds around it: an older write to it that is
+        // still pending cannot be lost under a younger one.
+        let piece = self.options.piece;
+        let (at, end_of_pieces) = (at - at % piece, end.next_multiple_of(piece).min(live.len()));
+        let mut bytes = Arc::clone(bytes);
+        if end_of_pieces - at > bytes.len() as u64 {
+            let mut whole = vec![0; (end_of_pieces - at) as usize];
+            live.read(&mut whole, at);
+            bytes = whole.into();
+        }
+        if longer {
             self.push(event, file, Class::Length, What::Lengthen(end));
         }
+        let end = end_of_pieces;
+        let write = Arc::new(Written::new(at, &bytes));
         let mut pos = at;
         while pos < end {
             let stop = (pos - pos % self.options.piece + self.options.piece).min(end);
             let (from, to) = ((pos - at) as usize, (stop - at) as usize);
             let class = self.class(file, pos);
-            self.push(event, file, class, What::Bytes { at: pos, bytes: Arc::clone(bytes), from, to });
+            self.push(event, file, class, What::Bytes { write: Arc::clone(&write), from, to });
             pos = stop;
         }
     }
 
     /// Makes the atoms that a sync covers durable.
     fn settle(&mut self, covered: impl Fn(&Atom) -> bool) {
-        let before = self.durable.clone();
         let mut builder = Builder { now: &mut self.durable, beyond: BeyondEnd::Extend, junk: None };
-        self.pending.retain(|atom| {
-            let covered = covered(atom);
-            if covered {
-                builder.apply(atom);
-            }
-            !covered
-        });
-        self.durable_hash = self.durable.hash_from(&before, self.durable_hash);
+        let (settled, pending) = std::mem::take(&mut self.pending).into_iter().partition(covered);
+        self.pending = pending;
+        builder.apply_all(&settled, |_| true);
     }
 
     /// Builds the image that a choice names.
@@ -292,39 +342,54 @@ impl<'t> CrashWalk<'t> {
         let mut snapshot = self.durable.clone();
         let junk = (choice.space == FreshSpace::Junk).then_some(&self.junk);
         let mut builder = Builder { now: &mut snapshot, beyond: choice.beyond, junk };
-        for (i, atom) in self.pending.iter().enumerate() {
-            match choice.flight {
-                Some((torn, how)) if torn == i => builder.tear(atom, how, &self.junk),
-                _ if choice.kept[i] => builder.apply(atom),
-                _ => {}
+        match choice.flight {
+            None => builder.apply_all(&self.pending, |i| choice.kept[i]),
+            Some(torn) => {
+                for (i, atom) in self.pending.iter().enumerate() {
+                    if torn.atom == i || torn.twin == Some(i) {
+                        builder.tear(atom, torn.how, &self.junk);
+                    } else if choice.kept[i] {
+                        builder.apply(atom);
+                    }
+                }
             }
         }
-        let hash = snapshot.hash_from(&self.durable, self.durable_hash);
+        let hash = snapshot.hash();
         CrashImage { snapshot, hash, seed: self.trace.seed }
     }
 
     /// Builds the images of this cut by the rules of enumeration, until `visit` returns false: all subsets of few atoms,
-    /// telling ones of many. Different choices may lead to equal images; compare [`CrashImage::hash`].
+    /// telling ones of many, of these the share that [`Limits::share`] asks for. Different choices may lead to equal images;
+    /// compare [`CrashImage::hash`].
     pub fn for_each_choice(&mut self, visit: &mut dyn FnMut(&Choice, CrashImage) -> bool) {
         let classes: Vec<Class> = self.pending.iter().map(|atom| atom.class).collect();
         let mut rng = self.rng.clone();
         let lengthens = classes.contains(&Class::Length);
         let tearable = |i: usize| matches!(self.pending[i].what, What::Bytes { .. }) && !matches!(classes[i], Class::Payload);
         let torn: Vec<usize> = if self.options.harsh { (0..classes.len()).filter(|&i| tearable(i)).collect() } else { Vec::new() };
+        let (share, mut ordinal) = (self.options.limits.share, self.ordinal);
+        let mut consider = |choice: &Choice| {
+            // Nothing and everything belong to the first share, so that one walk through it sees both at every cut.
+            let plain =
+                choice.flight.is_none() && choice.beyond == BeyondEnd::Vanish && choice.kept.iter().all(|&kept| kept == choice.kept[0]);
+            ordinal += u64::from(!plain);
+            let taken = if plain { share.takes(0) } else { share.takes(ordinal) };
+            !taken || visit(choice, self.image(choice))
+        };
         for_each(&classes, &torn, &self.options.limits, &mut rng, &mut |kept, flight| {
             let mut choice = Choice { kept: kept.to_vec(), beyond: BeyondEnd::Vanish, space: FreshSpace::Zeros, flight };
-            let mut go = visit(&choice, self.image(&choice));
+            let mut go = consider(&choice);
             if lengthens && go {
                 choice.beyond = BeyondEnd::Extend;
-                go = visit(&choice, self.image(&choice));
+                go = consider(&choice);
             }
             if lengthens && self.options.harsh && go {
                 choice.space = FreshSpace::Junk;
-                go = visit(&choice, self.image(&choice));
+                go = consider(&choice);
             }
             go
         });
-        self.rng = rng;
+        (self.rng, self.ordinal) = (rng, ordinal);
     }
 }
 
@@ -347,9 +412,36 @@ impl Builder<'_> {
         }
     }
 
+    /// Applies those that `kept` names, neighbouring ones of one write together.
+    fn apply_all(&mut self, atoms: &[Atom], kept: impl Fn(usize) -> bool) {
+        let mut i = 0;
+        while i < atoms.len() {
+            if !kept(i) {
+                i += 1;
+                continue;
+            }
+            let What::Bytes { write, from, to } = &atoms[i].what else {
+                self.apply(&atoms[i]);
+                i += 1;
+                continue;
+            };
+            let (first, mut end) = (i, *to);
+            i += 1;
+            while let Some(Atom { what: What::Bytes { write: next, from, to }, .. }) = atoms.get(i)
+                && Arc::ptr_eq(next, write)
+                && *from == end
+                && kept(i)
+            {
+                end = *to;
+                i += 1;
+            }
+            self.put(atoms[first].file, write, *from, end);
+        }
+    }
+
     fn apply(&mut self, atom: &Atom) {
         match &atom.what {
-            What::Bytes { at, bytes, from, to } => self.put(atom.file, *at, &bytes[*from..*to]),
+            What::Bytes { write, from, to } => self.put(atom.file, write, *from, *to),
             What::Lengthen(to) => self.lengthen(atom.file, *to),
             What::SetLen(to) if *to < self.now.file_mut(atom.file).len() => self.now.file_mut(atom.file).set_len(*to),
             What::SetLen(to) => self.lengthen(atom.file, *to),
@@ -369,26 +461,42 @@ impl Builder<'_> {
         }
     }
 
-    fn put(&mut self, file: FileId, at: u64, bytes: &[u8]) {
-        let end = at + bytes.len() as u64;
-        let len = self.now.file_mut(file).len();
-        let landed = match self.beyond {
+    /// How many of `len` bytes at `at` land, by the rule for what lies beyond the end.
+    fn landing(&mut self, file: FileId, at: u64, len: usize) -> usize {
+        match self.beyond {
             BeyondEnd::Extend => {
-                self.lengthen(file, end);
-                bytes.len()
+                self.lengthen(file, at + len as u64);
+                len
             }
-            BeyondEnd::Vanish => len.saturating_sub(at).min(bytes.len() as u64) as usize,
-        };
-        if landed > 0 {
-            self.now.file_mut(file).write(&bytes[..landed], at);
+            BeyondEnd::Vanish => self.now.file_mut(file).len().saturating_sub(at).min(len as u64) as usize,
+        }
+    }
+
+    fn put(&mut self, file: FileId, write: &Written, from: usize, to: usize) {
+        let to = from + self.landing(file, write.at + from as u64, to - from);
+        let (pages, first, end) = write.pages_between(from, to);
+        let now = self.now.file_mut(file);
+        for (from, to) in [(from, first), (end, to)] {
+            if from < to {
+                now.write(&write.bytes[from..to], write.at + from as u64);
+            }
+        }
+        if !pages.is_empty() {
+            now.share(pages, write.at + first as u64);
         }
     }
 
     fn tear(&mut self, atom: &Atom, how: Flight, junk: &Arc<Page>) {
-        if let What::Bytes { at, from, to, .. } = &atom.what {
+        if let What::Bytes { write, from, to } = &atom.what {
+            let at = write.at + *from as u64;
             match how {
-                Flight::Junk => self.put(atom.file, *at, &junk[..to - from]),
-                Flight::Unreadable => self.now.file_mut(atom.file).spoil(*at, (to - from) as u64),
+                Flight::Junk => {
+                    let landed = self.landing(atom.file, at, to - from);
+                    if landed > 0 {
+                        self.now.file_mut(atom.file).write(&junk.bytes()[..landed], at);
+                    }
+                }
+                Flight::Unreadable => self.now.file_mut(atom.file).spoil(at, (to - from) as u64),
             }
         }
     }
@@ -410,7 +518,7 @@ impl CrashImage {
 
     /// The world after the power is back. With `recording`, what the recovery does can be crashed in its turn.
     pub fn boot(&self, recording: bool) -> SimWorld {
-        SimWorld::from_snapshot(self.snapshot.clone(), Some(self.hash), self.seed ^ self.hash as u64, recording)
+        SimWorld::from_snapshot(self.snapshot.clone(), self.seed ^ self.hash as u64, recording)
     }
 
     /// One file of [`CrashImage::boot`] without recording, for the common case of one file.

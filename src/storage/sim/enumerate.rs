@@ -4,7 +4,7 @@
 //! atom alone, all but one, every beginning, every end, whole classes (a header but not the log), and random ones of three
 //! densities. Payload atoms beyond a cap are sampled evenly: a write of a MiB has two thousand of them, all alike.
 
-use super::crash::{Class, Flight};
+use super::crash::{Class, Flight, Torn};
 
 /// How many subsets to build where all would be too many.
 #[derive(Clone, Copy, Debug)]
@@ -15,11 +15,32 @@ pub struct Limits {
     pub payload: usize,
     /// Random subsets of each density.
     pub random: usize,
+    /// Which of them to build.
+    pub share: Share,
+}
+
+/// One share of all choices along a trace. The shares of one divisor are disjoint and together everything, so a campaign can give
+/// each of its traces one share before it gives any a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Of this many choices one is taken.
+    pub of: u64,
+    /// Which one: counted from zero.
+    pub nth: u64,
+}
+
+impl Share {
+    /// Everything.
+    pub const ALL: Self = Self { of: 1, nth: 0 };
+
+    pub(super) fn takes(self, ordinal: u64) -> bool {
+        ordinal % self.of == self.nth % self.of
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { exhaustive: 12, payload: 64, random: 16 }
+        Self { exhaustive: 12, payload: 64, random: 16, share: Share::ALL }
     }
 }
 
@@ -51,13 +72,13 @@ impl Rng {
     }
 }
 
-type Visit<'a> = &'a mut dyn FnMut(&[bool], Option<(usize, Flight)>) -> bool;
+type Visit<'a> = &'a mut dyn FnMut(&[bool], Option<Torn>) -> bool;
 
 /// Calls `visit` with subsets of the atoms until it returns false. `torn` are the atoms that may be the one in flight.
 pub(super) fn for_each(classes: &[Class], torn: &[usize], limits: &Limits, rng: &mut Rng, visit: Visit<'_>) {
     let done = if classes.len() <= limits.exhaustive { all_subsets(classes.len(), visit) } else { telling(classes, limits, rng, visit) };
     if done {
-        flights(classes.len(), torn, visit);
+        flights(classes, torn, visit);
     }
 }
 
@@ -128,14 +149,19 @@ fn singled_out(classes: &[Class], payload_cap: usize) -> Vec<usize> {
     chosen
 }
 
-/// One atom in flight, with nothing else, everything before it, and everything.
-fn flights(n: usize, torn: &[usize], visit: Visit<'_>) {
-    for &i in torn {
-        for others in [|_, _| false, |k, i| k < i, |_, _| true] as [fn(usize, usize) -> bool; 3] {
-            let kept: Vec<bool> = (0..n).map(|k| k != i && others(k, i)).collect();
-            for how in [Flight::Junk, Flight::Unreadable] {
-                if !visit(&kept, Some((i, how))) {
-                    return;
+/// One atom in flight, or one of each header, with nothing else, everything before it, and everything.
+fn flights(classes: &[Class], torn: &[usize], visit: Visit<'_>) {
+    let header_b: Vec<usize> = torn.iter().copied().filter(|&i| classes[i] == Class::HeaderB).collect();
+    for &atom in torn {
+        // The fields of a header lie in its first piece; the last one stands for the rest.
+        let twins = [header_b.first(), header_b.last()].into_iter().flatten().filter(|_| classes[atom] == Class::HeaderA);
+        for twin in std::iter::once(None).chain(twins.map(|&twin| Some(twin))) {
+            for others in [|_, _| false, |k, i| k < i, |_, _| true] as [fn(usize, usize) -> bool; 3] {
+                let kept: Vec<bool> = (0..classes.len()).map(|k| k != atom && twin != Some(k) && others(k, atom)).collect();
+                for how in [Flight::Junk, Flight::Unreadable] {
+                    if !visit(&kept, Some(Torn { atom, twin, how })) {
+                        return;
+                    }
                 }
             }
         }
@@ -172,6 +198,30 @@ mod tests {
             assert!(seen.contains(&(0..40).map(|k| k < i).collect::<Vec<_>>()));
         }
         assert!(seen.contains(&(0..40).map(|k| k >= 20).collect::<Vec<_>>()));
+    }
+
+    #[test]
+    fn where_both_headers_are_under_way_both_may_be_torn() {
+        let torn_together = |classes: &[Class]| {
+            let (all, mut pairs) = ((0..classes.len()).collect::<Vec<_>>(), 0);
+            for_each(classes, &all, &Limits::default(), &mut Rng::new(1), &mut |kept, torn| {
+                let twin = torn.and_then(|torn| torn.twin);
+                pairs += usize::from(twin.is_some_and(|twin| !kept[twin]));
+                true
+            });
+            pairs
+        };
+        assert_eq!(torn_together(&[Class::HeaderA, Class::Log]), 0);
+        assert!(torn_together(&[Class::HeaderA, Class::HeaderB]) > 0);
+    }
+
+    #[test]
+    fn the_shares_of_a_divisor_are_everything_once() {
+        let taken = |nth| (0..100).filter(move |&i| Share { of: 7, nth }.takes(i));
+        let mut all: Vec<u64> = (0..7).flat_map(taken).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..100).collect::<Vec<_>>());
+        assert_eq!(taken(9).count(), taken(2).count());
     }
 
     #[test]

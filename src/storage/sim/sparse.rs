@@ -2,25 +2,84 @@
 //!
 //! A crash image differs from its neighbours in a handful of pages. Files are therefore trees of shared pages that are copied
 //! when written to, so thousands of images of a file of many MiB share nearly all of their memory, and comparing two images
-//! skips whatever they share. Hashes are made the same way: the hash of a file is a sum over its pages, so an image's hash is
-//! its base's hash corrected for the pages that differ.
+//! skips whatever they share. Hashes are made the same way: pages and the chunks above them remember their digest until they are
+//! written to, so the hash of an image costs what the image does not share with those before it.
 
-use crate::sync::Arc;
+use crate::sync::{Arc, OnceLock};
 use std::collections::BTreeMap;
 
 /// Bytes in a page, the unit of sharing.
 pub(super) const PAGE: usize = 4096;
 /// Pages in a chunk, the second level of the tree.
 const FAN: u64 = 64;
+/// Bytes in a chunk.
+const CHUNK: u64 = FAN * PAGE as u64;
 
-pub(super) type Page = [u8; PAGE];
+/// A page and, once somebody asked, its digest.
+#[derive(Debug)]
+pub(super) struct Page {
+    bytes: [u8; PAGE],
+    digest: OnceLock<u128>,
+}
 
-#[derive(Clone, Debug)]
-struct Chunk([Option<Arc<Page>>; FAN as usize]);
+impl Page {
+    pub fn new(bytes: [u8; PAGE]) -> Self {
+        Self { bytes, digest: OnceLock::new() }
+    }
+
+    pub fn bytes(&self) -> &[u8; PAGE] {
+        &self.bytes
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8; PAGE] {
+        self.digest = OnceLock::new();
+        &mut self.bytes
+    }
+
+    fn digest(&self) -> u128 {
+        *self.digest.get_or_init(|| digest_of(&self.bytes))
+    }
+}
+
+impl Clone for Page {
+    /// A page is copied in order to be changed, so its digest stays behind.
+    fn clone(&self) -> Self {
+        Self::new(self.bytes)
+    }
+}
+
+/// The pages of a stretch and, once somebody asked, their digest.
+#[derive(Debug)]
+struct Chunk {
+    pages: [Option<Arc<Page>>; FAN as usize],
+    digest: OnceLock<u128>,
+}
 
 impl Chunk {
+    fn of(pages: [Option<Arc<Page>>; FAN as usize]) -> Self {
+        Self { pages, digest: OnceLock::new() }
+    }
+
     fn empty() -> Self {
-        Self([const { None }; FAN as usize])
+        Self::of([const { None }; FAN as usize])
+    }
+
+    fn slot(&mut self, within: usize) -> &mut Option<Arc<Page>> {
+        self.digest = OnceLock::new();
+        &mut self.pages[within]
+    }
+
+    fn digest(&self) -> u128 {
+        *self.digest.get_or_init(|| {
+            let pages = self.pages.iter().zip(0..).filter_map(|(page, i)| Some((page.as_ref()?.digest(), i)));
+            pages.fold(0, |sum: u128, (digest, i)| sum.wrapping_add(in_place(digest, i)))
+        })
+    }
+}
+
+impl Clone for Chunk {
+    fn clone(&self) -> Self {
+        Self::of(self.pages.clone())
     }
 }
 
@@ -43,7 +102,11 @@ impl SparseFile {
         self.unreadable.iter().any(|&(start, end)| start < at.saturating_add(len) && at < end)
     }
 
+    /// Makes a range fail to read. It has space, as what was written there once has.
     pub fn spoil(&mut self, at: u64, len: u64) {
+        for index in at / PAGE as u64..(at + len).div_ceil(PAGE as u64) {
+            self.page_mut(index);
+        }
         self.unreadable.push((at, at + len));
     }
 
@@ -52,10 +115,9 @@ impl SparseFile {
         let mut done = 0;
         while done < n {
             let pos = at + done as u64;
-            let within = (pos % PAGE as u64) as usize;
-            let part = (PAGE - within).min(n - done);
-            match self.page(pos / PAGE as u64) {
-                Some(page) => buf[done..done + part].copy_from_slice(&page[within..within + part]),
+            let part = ((CHUNK - pos % CHUNK) as usize).min(n - done);
+            match self.chunks.get(&(pos / CHUNK)) {
+                Some(chunk) => read_chunk(chunk, &mut buf[done..done + part], pos % CHUNK),
                 None => buf[done..done + part].fill(0),
             }
             done += part;
@@ -74,6 +136,17 @@ impl SparseFile {
             done += part;
         }
         let end = at + buf.len() as u64;
+        self.len = self.len.max(end);
+        self.heal(at, end);
+    }
+
+    /// Writes whole pages, sharing them. `at` is the start of a page.
+    pub fn share(&mut self, pages: &[Arc<Page>], at: u64) {
+        debug_assert!(at.is_multiple_of(PAGE as u64), "only whole pages are shared");
+        for (page, index) in pages.iter().zip(at / PAGE as u64..) {
+            *self.slot(index) = Some(Arc::clone(page));
+        }
+        let end = at + (pages.len() * PAGE) as u64;
         self.len = self.len.max(end);
         self.heal(at, end);
     }
@@ -102,17 +175,24 @@ impl SparseFile {
         self.len = len;
     }
 
-    /// Fills a range with a repeated page, sharing it wherever whole pages are covered. The length stays.
+    /// Fills a range with a repeated page, shared wherever whole pages are covered. The length stays.
     pub fn fill(&mut self, at: u64, end: u64, with: &Arc<Page>) {
+        let mut whole: Option<Arc<Chunk>> = None;
         let mut pos = at;
         while pos < end {
-            let (index, within) = (pos / PAGE as u64, (pos % PAGE as u64) as usize);
+            let within = (pos % PAGE as u64) as usize;
+            if pos.is_multiple_of(CHUNK) && end - pos >= CHUNK {
+                let chunk = whole.get_or_insert_with(|| Arc::new(Chunk::of(std::array::from_fn(|_| Some(Arc::clone(with))))));
+                self.chunks.insert(pos / CHUNK, Arc::clone(chunk));
+                pos += CHUNK;
+                continue;
+            }
             let part = ((PAGE - within) as u64).min(end - pos);
             if part == PAGE as u64 {
-                self.set_page(index, Some(Arc::clone(with)));
+                self.set_page(pos / PAGE as u64, Some(Arc::clone(with)));
             } else {
                 let to = within + part as usize;
-                self.page_mut(index)[within..to].copy_from_slice(&with[within..to]);
+                self.page_mut(pos / PAGE as u64)[within..to].copy_from_slice(&with.bytes[within..to]);
             }
             pos += part;
         }
@@ -133,18 +213,21 @@ impl SparseFile {
     /// Whether any byte between two places differs from the other file's; past an end there are zeros. Shared pages cost nothing.
     pub fn differs(&self, other: &Self, from: u64, to: u64) -> bool {
         let zeros = [0; PAGE];
-        let mut indices: Vec<u64> = self.present(from / PAGE as u64, to.div_ceil(PAGE as u64)).collect();
-        indices.extend(other.present(from / PAGE as u64, to.div_ceil(PAGE as u64)));
-        indices.iter().any(|&index| {
-            let (mine, theirs) = (self.page(index), other.page(index));
-            if let (Some(mine), Some(theirs)) = (mine, theirs)
-                && Arc::ptr_eq(mine, theirs)
-            {
+        let numbers = self.chunks.keys().chain(other.chunks.keys().filter(|number| !self.chunks.contains_key(number)));
+        numbers.filter(|&&number| number < to.div_ceil(CHUNK) && from < (number + 1).saturating_mul(CHUNK)).any(|number| {
+            let (mine, theirs) = (self.chunks.get(number), other.chunks.get(number));
+            if same(mine, theirs) {
                 return false;
             }
-            let start = index * PAGE as u64;
-            let range = from.saturating_sub(start) as usize..(to - start).min(PAGE as u64) as usize;
-            mine.map_or(&zeros, |page| page)[range.clone()] != theirs.map_or(&zeros, |page| page)[range]
+            (0..FAN as usize).any(|i| {
+                let page = |chunk: Option<&Arc<Chunk>>| chunk.and_then(|chunk| chunk.pages[i].clone());
+                let (mine, theirs) = (page(mine), page(theirs));
+                let start = number * CHUNK + (i * PAGE) as u64;
+                let range = from.clamp(start, start + PAGE as u64) - start..to.clamp(start, start + PAGE as u64) - start;
+                let range = range.start as usize..range.end as usize;
+                let bytes = |page: &Option<Arc<Page>>| page.as_ref().map_or(zeros, |page| page.bytes)[range.clone()].to_vec();
+                !same(mine.as_ref(), theirs.as_ref()) && bytes(&mine) != bytes(&theirs)
+            })
         })
     }
 
@@ -155,26 +238,22 @@ impl SparseFile {
     }
 
     fn page(&self, index: u64) -> Option<&Arc<Page>> {
-        self.chunks.get(&(index / FAN))?.0[(index % FAN) as usize].as_ref()
+        self.chunks.get(&(index / FAN))?.pages[(index % FAN) as usize].as_ref()
     }
 
-    fn page_mut(&mut self, index: u64) -> &mut Page {
+    fn slot(&mut self, index: u64) -> &mut Option<Arc<Page>> {
         let chunk = self.chunks.entry(index / FAN).or_insert_with(|| Arc::new(Chunk::empty()));
-        let slot = &mut Arc::make_mut(chunk).0[(index % FAN) as usize];
-        Arc::make_mut(slot.get_or_insert_with(|| Arc::new([0; PAGE])))
+        Arc::make_mut(chunk).slot((index % FAN) as usize)
+    }
+
+    fn page_mut(&mut self, index: u64) -> &mut [u8; PAGE] {
+        let page = self.slot(index).get_or_insert_with(|| Arc::new(Page::new([0; PAGE])));
+        Arc::make_mut(page).bytes_mut()
     }
 
     fn set_page(&mut self, index: u64, page: Option<Arc<Page>>) {
-        match page {
-            Some(_) => {
-                let chunk = self.chunks.entry(index / FAN).or_insert_with(|| Arc::new(Chunk::empty()));
-                Arc::make_mut(chunk).0[(index % FAN) as usize] = page;
-            }
-            None => {
-                if let Some(chunk) = self.chunks.get_mut(&(index / FAN)) {
-                    Arc::make_mut(chunk).0[(index % FAN) as usize] = None;
-                }
-            }
+        if page.is_some() || self.page(index).is_some() {
+            *self.slot(index) = page;
         }
     }
 
@@ -184,46 +263,42 @@ impl SparseFile {
         self.chunks
             .range(chunks)
             .flat_map(move |(&number, chunk)| {
-                chunk.0.iter().enumerate().filter(|(_, page)| page.is_some()).map(move |(i, _)| number * FAN + i as u64)
+                chunk.pages.iter().enumerate().filter(|(_, page)| page.is_some()).map(move |(i, _)| number * FAN + i as u64)
             })
             .filter(move |&index| first <= index && index < last)
     }
 
-    /// The hash of the whole content, length and unreadable places included.
+    /// The hash of the whole content, length and unreadable places included. Costs what nobody hashed before.
     pub fn hash(&self) -> u128 {
-        let pages = self.present(0, u64::MAX).map(|index| page_hash(index, self.page(index)));
-        pages.fold(self.shape_hash(), u128::wrapping_add)
-    }
-
-    /// The hash of this file, given that `base` hashes to `base_hash`. Costs what differs between the two.
-    pub fn hash_from(&self, base: &Self, base_hash: u128) -> u128 {
-        let mut hash = base_hash.wrapping_sub(base.shape_hash()).wrapping_add(self.shape_hash());
-        let numbers = self.chunks.keys().chain(base.chunks.keys().filter(|number| !self.chunks.contains_key(number)));
-        for &number in numbers {
-            let (new, old) = (self.chunks.get(&number), base.chunks.get(&number));
-            if let (Some(new), Some(old)) = (new, old)
-                && Arc::ptr_eq(new, old)
-            {
-                continue;
-            }
-            for i in 0..FAN as usize {
-                let (new, old) = (new.and_then(|chunk| chunk.0[i].as_ref()), old.and_then(|chunk| chunk.0[i].as_ref()));
-                let same = match (new, old) {
-                    (Some(new), Some(old)) => Arc::ptr_eq(new, old),
-                    (None, None) => true,
-                    _ => false,
-                };
-                if !same {
-                    let index = number * FAN + i as u64;
-                    hash = hash.wrapping_sub(page_hash(index, old)).wrapping_add(page_hash(index, new));
-                }
-            }
-        }
-        hash
+        let chunks = self.chunks.iter().map(|(&number, chunk)| in_place(chunk.digest(), number));
+        chunks.fold(self.shape_hash(), u128::wrapping_add)
     }
 
     fn shape_hash(&self) -> u128 {
         self.unreadable.iter().fold(spread(self.len, 0x6C65_6E67), |hash, &(start, end)| hash.wrapping_add(spread(start, !end)))
+    }
+}
+
+/// Whether two shared things are one, or both are missing.
+fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// Copies from a chunk; what it lacks is zeros.
+fn read_chunk(chunk: &Chunk, buf: &mut [u8], at: u64) {
+    let mut done = 0;
+    while done < buf.len() {
+        let pos = at as usize + done;
+        let part = (PAGE - pos % PAGE).min(buf.len() - done);
+        match &chunk.pages[pos / PAGE] {
+            Some(page) => buf[done..done + part].copy_from_slice(&page.bytes[pos % PAGE..pos % PAGE + part]),
+            None => buf[done..done + part].fill(0),
+        }
+        done += part;
     }
 }
 
@@ -239,12 +314,16 @@ pub(super) fn spread(a: u64, b: u64) -> u128 {
     (u128::from(fold(high ^ b, low ^ 0x1D8E_4E27_C47D_124F)) << 64) | u128::from(high)
 }
 
-/// The hash of a page in its place; nothing and zeros hash to nothing.
-fn page_hash(index: u64, page: Option<&Arc<Page>>) -> u128 {
-    let Some(page) = page else { return 0 };
+/// A digest bound to its place; nothing stays nothing, wherever it is.
+fn in_place(digest: u128, place: u64) -> u128 {
+    if digest == 0 { 0 } else { spread(digest as u64 ^ place, (digest >> 64) as u64 ^ place.rotate_left(17)) }
+}
+
+/// The digest of a page; that of zeros is zero.
+fn digest_of(page: &[u8; PAGE]) -> u128 {
     let mut lanes = [1_u64, 2, 3, 4];
     let mut any = 0;
-    for (group, _) in page.as_chunks::<64>().0.iter().zip(0..) {
+    for group in page.as_chunks::<64>().0 {
         for (lane, pair) in lanes.iter_mut().zip(group.as_chunks::<16>().0) {
             let both = u128::from_le_bytes(*pair);
             let (a, b) = (both as u64, (both >> 64) as u64);
@@ -256,7 +335,7 @@ fn page_hash(index: u64, page: Option<&Arc<Page>>) -> u128 {
         return 0;
     }
     let [a, b, c, d] = lanes;
-    spread(fold(a ^ index, b ^ 0x1656_67B1_9E37_79F9) ^ d, fold(c ^ index.rotate_left(17), d ^ 0x2545_F491_4F6C_DD1D) ^ a)
+    spread(fold(a, b ^ 0x1656_67B1_9E37_79F9) ^ d, fold(c, d ^ 0x2545_F491_4F6C_DD1D) ^ a)
 }
 
 #[cfg(test)]
@@ -272,15 +351,13 @@ mod tests {
         other.write(&[9; 5000], 100_000);
         other.zero(4096, 8192);
         other.set_len(250_001);
-        assert_eq!(other.hash_from(&base, base_hash), other.hash());
         assert_ne!(other.hash(), base_hash);
         let mut byte = [0];
         base.read(&mut byte, 5000);
         assert_eq!(byte, [7], "the base is not changed through its clone");
         other.set_len(300_010);
         other.write(&[7; 300_000], 10);
-        assert_eq!(other.hash_from(&base, base_hash), base_hash, "the same content hashes the same whatever its history");
-        assert_eq!(other.hash(), base_hash);
+        assert_eq!(other.hash(), base_hash, "the same content hashes the same whatever its history");
     }
 
     #[test]
@@ -310,10 +387,29 @@ mod tests {
     fn a_fill_leaves_bytes_around_it_alone() {
         let mut file = SparseFile::default();
         file.write(&[1; 20_000], 0);
-        file.fill(5000, 15_000, &Arc::new([8; PAGE]));
+        file.fill(5000, 15_000, &Arc::new(Page::new([8; PAGE])));
         let mut all = [0; 20_000];
         file.read(&mut all, 0);
         assert!(all[..5000].iter().chain(&all[15_000..]).all(|&b| b == 1));
         assert!(all[5000..15_000].iter().all(|&b| b == 8));
+    }
+
+    #[test]
+    fn a_fill_over_many_chunks_is_read_and_hashed_like_writes() {
+        let (end, page) = (3 * CHUNK + 5000, Arc::new(Page::new(std::array::from_fn(|i| i as u8))));
+        let mut filled = SparseFile::default();
+        filled.set_len(end);
+        filled.fill(PAGE as u64, end, &page);
+        let mut written = SparseFile::default();
+        for at in (PAGE as u64..end).step_by(PAGE) {
+            written.write(&page.bytes()[..(end - at).min(PAGE as u64) as usize], at);
+        }
+        assert!(!filled.differs(&written, 0, u64::MAX));
+        assert_eq!(filled.hash(), written.hash());
+        filled.write(&[1], 2 * CHUNK);
+        assert_ne!(filled.hash(), written.hash(), "a written chunk forgets its digest");
+        let mut byte = [9];
+        filled.read(&mut byte, CHUNK);
+        assert_eq!(byte, [0], "and does not take its neighbours along");
     }
 }

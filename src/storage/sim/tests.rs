@@ -63,6 +63,23 @@ fn with_large_pieces_small_writes_are_whole() {
 }
 
 #[test]
+fn a_piece_written_in_part_takes_older_pending_bytes_along() {
+    let (world, file) = two_pieces();
+    file.write_at(&[2; P], 0).unwrap();
+    file.write_at(&[3; 10], 0).unwrap();
+    let trace = world.trace();
+    let mut walk = CrashWalk::new(&trace, CrashOptions::default());
+    walk.go_to(world.cut());
+    let mut seen = HashSet::new();
+    walk.for_each_choice(&mut |_, image| {
+        let all = bytes(&image.file(FileId(0)).unwrap());
+        seen.insert((all[0], all[100]));
+        true
+    });
+    assert_eq!(seen, HashSet::from([(1, 1), (2, 2), (3, 2)]), "never new bytes in an old piece past a younger one");
+}
+
+#[test]
 fn of_overlapping_writes_none_the_first_or_the_second_wins() {
     let (world, file) = two_pieces();
     file.write_at(&[2; P], 0).unwrap();
@@ -136,11 +153,11 @@ fn a_piece_in_flight_is_junk_or_unreadable_and_a_rewrite_heals_it() {
     walk.for_each_choice(&mut |choice, image| {
         let file = image.file(FileId(0)).unwrap();
         match choice.flight {
-            Some((_, Flight::Junk)) => {
+            Some(Torn { how: Flight::Junk, .. }) => {
                 assert!(!matches!(bytes(&file)[..P], [1, 1, ..] | [2, 2, ..]));
                 junk += 1;
             }
-            Some((_, Flight::Unreadable)) => {
+            Some(Torn { how: Flight::Unreadable, .. }) => {
                 let mut piece = [0; P];
                 file.read_at(&mut piece, 0).unwrap_err();
                 assert_eq!(file.read_at(&mut piece, P as u64).unwrap(), P);

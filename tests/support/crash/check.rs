@@ -2,12 +2,14 @@
 //! goes on working through a write, a flush, a close and, for a sample, another crash.
 
 use super::fixture::{LEAF, classifier};
-use super::run::{Run, identity};
-use super::script::{MIB, Op, SIZE};
-use super::value::{PIECE, Value};
-use diffdisk::storage::sim::{Choice, CrashImage, CrashOptions, CrashWalk, Event, Flight, Limits, Trace};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use super::ledger::{Expected, Runs, append, join};
+use super::run::{Run, Session, current, headers};
+use super::script::{MIB, Op};
+use super::value::PIECE;
+use diffdisk::storage::sim::{Atom, Choice, Class, CrashImage, CrashOptions, CrashWalk, Event, Fixed, Flight, Limits, Share, Torn, Trace};
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// What was counted on the way.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,27 +37,41 @@ pub struct Plan {
     pub options: CrashOptions,
     /// One image in this many has its recovery crashed too; 0 for none.
     pub deep_every: u64,
+    /// Of the crashes of such a recovery one in this many is tried.
+    pub deep_share: u64,
+    /// Which images to try, of those that the options name.
+    pub only: fn(&CrashWalk<'_>, &Choice) -> bool,
 }
 
-/// The stretches of pieces to read: those touched, their neighbours, the borders of all blocks, and a few that nobody touches.
-pub fn stretches(run: &Run) -> Vec<Range<u64>> {
-    let last = SIZE / PIECE as u64 - 1;
-    let mut pieces: BTreeSet<u64> = run.versions.keys().chain(run.observed.keys()).copied().collect();
-    let around: Vec<u64> = pieces.iter().flat_map(|&piece| [piece.saturating_sub(1), (piece + 1).min(last)]).collect();
-    pieces.extend(around);
-    for block in 0..=SIZE / MIB {
-        let first = block * MIB / PIECE as u64;
-        pieces.extend([first, first + 5, first + 1000].map(|piece| piece.min(last)));
-        pieces.insert((first + MIB / PIECE as u64 - 1).min(last));
+/// For plans that leave nothing out.
+pub fn everything(_: &CrashWalk<'_>, _: &Choice) -> bool {
+    true
+}
+
+/// Images in which a header is torn in one piece and everything else landed: one that is good again once that piece is.
+pub fn nearly_whole_headers(walk: &CrashWalk<'_>, choice: &Choice) -> bool {
+    let Some(Torn { atom, twin: None, how: Flight::Junk }) = choice.flight else { return false };
+    let is_header = |atom: &Atom| matches!(atom.class(), Class::HeaderA | Class::HeaderB);
+    is_header(&walk.pending()[atom]) && choice.kept.iter().filter(|&&kept| !kept).count() == 1
+}
+
+/// What every image of one cut is held against.
+struct Frame<'a> {
+    run: &'a Run,
+    cut: usize,
+    expected: Vec<Expected>,
+    /// The session that the cut falls into, unless something of an earlier one is still pending (a close cuts the file's end off
+    /// and leaves that to later syncs).
+    session: Option<&'a Session>,
+}
+
+impl<'a> Frame<'a> {
+    fn new(run: &'a Run, stretches: &[Range<u64>], walk: &CrashWalk<'_>) -> Self {
+        let cut = walk.cut();
+        let expected = run.ledger.expect(stretches, run.floor_op(cut), |op| run.is_issued(op, cut));
+        let is_whole = |session: &&Session| walk.pending().first().is_none_or(|oldest| oldest.event() >= session.opened_at);
+        Self { run, cut, expected, session: run.session(cut).filter(is_whole) }
     }
-    let mut out: Vec<Range<u64>> = Vec::new();
-    for piece in pieces {
-        match out.last_mut() {
-            Some(stretch) if stretch.end == piece => stretch.end += 1,
-            _ => out.push(piece..piece + 1),
-        }
-    }
-    out
 }
 
 /// Tries the crashes of a run from a cut on. `fresh` says whether an image is new to the whole campaign.
@@ -67,7 +83,7 @@ pub fn crash(
     fresh: &mut dyn FnMut(u128) -> bool,
     tally: &mut Tally,
 ) -> Result<(), Box<Violation>> {
-    let stretches = stretches(run);
+    let stretches = run.ledger.stretches(MIB);
     let mut walk = CrashWalk::new(trace, plan.options.clone());
     let mut seen: HashSet<(u128, usize)> = HashSet::new();
     loop {
@@ -75,14 +91,16 @@ pub fn crash(
         let next = trace.events.get(cut);
         let after_mark = cut > 0 && matches!(trace.events[cut - 1], Event::Mark(_));
         if cut >= from && (after_mark || matches!(next, Some(Event::SyncEnd { .. }) | None)) {
+            let frame = Frame::new(run, &stretches, &walk);
             let floor = run.floor_op(cut);
             let mut broken = None;
+            let here = walk.clone();
             walk.for_each_choice(&mut |choice, image| {
-                if !seen.insert((image.hash(), floor)) {
+                if !(plan.only)(&here, choice) || !seen.insert((image.hash(), floor)) {
                     return true;
                 }
                 tally.states += u64::from(fresh(image.hash()));
-                let result = one_image(run, &stretches, cut, choice, &image, plan, tally);
+                let result = one_image(&frame, choice, &image, plan, fresh, tally);
                 broken = result.err().map(|what| (what, choice.clone()));
                 broken.is_none()
             });
@@ -98,27 +116,26 @@ pub fn crash(
 }
 
 fn one_image(
-    run: &Run,
-    stretches: &[Range<u64>],
-    cut: usize,
+    frame: &Frame<'_>,
     choice: &Choice,
     image: &CrashImage,
     plan: &Plan,
+    fresh: &mut dyn FnMut(u128) -> bool,
     tally: &mut Tally,
 ) -> Result<(), String> {
-    let lucky = |one_in: u64| one_in > 0 && (image.hash() >> 32) as u64 % one_in == 0;
-    let deep = lucky(plan.deep_every);
-    let guarded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| recover(run, stretches, cut, choice, image, deep)));
+    let luck = (image.hash() >> 32) as u64;
+    let deep = plan.deep_every > 0 && luck.is_multiple_of(plan.deep_every);
+    let guarded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| recover(frame, choice, image, deep)));
     let recovered = guarded.map_err(|panic| format!("panic: {}", panic_text(&*panic)))??;
     match recovered {
         None => tally.refused += 1,
         Some(second) if deep => {
-            let trace = second.world.trace();
-            let limits = Limits { exhaustive: 6, payload: 4, random: 2 };
+            let share = Share { of: plan.deep_share, nth: 1 + luck / 7 };
+            let limits = Limits { exhaustive: 6, payload: 4, random: 2, share };
             let options = CrashOptions { limits, ..plan.options.clone() };
-            let plan = Plan { options, deep_every: 0 };
+            let plan = Plan { options, deep_every: 0, deep_share: 1, only: everything };
             let mut inner = Tally::default();
-            crash(&second, &trace, 0, &plan, &mut |_| true, &mut inner)
+            crash(&second, &second.world.trace(), 0, &plan, fresh, &mut inner)
                 .map_err(|v| format!("in the recovery: {} (cut {}, {:?})\n{}", v.what, v.cut, v.choice, v.report))?;
             tally.second += inner.states;
             tally.states += inner.states;
@@ -129,35 +146,31 @@ fn one_image(
 }
 
 /// Opens an image, holds it against the ledger, and goes on working with it. `None` when a piece that cannot be read made opening fail.
-fn recover(
-    run: &Run,
-    stretches: &[Range<u64>],
-    cut: usize,
-    choice: &Choice,
-    image: &CrashImage,
-    record: bool,
-) -> Result<Option<Run>, String> {
+fn recover(frame: &Frame<'_>, choice: &Choice, image: &CrashImage, record: bool) -> Result<Option<Run>, String> {
+    let _fixed = Fixed::seed(image.hash() as u64);
+    let (run, cut) = (frame.run, frame.cut);
     let world = image.boot(record);
     let leaf = world.open(LEAF).ok_or("the file is gone")?;
-    let unreadable = matches!(choice.flight, Some((_, Flight::Unreadable)));
-    let Some(before) = identity(&leaf) else { return Err("no header is valid".into()) };
-    let session = run.session(cut);
-    if let Some(session) = session
-        && session.identity.file == before.file
+    let unreadable = matches!(choice.flight, Some(Torn { how: Flight::Unreadable, .. }));
+    let Some(before) = current(&leaf) else { return Err("no header is valid".into()) };
+    if let Some(session) = frame.session
+        && session.header.file == before.file
         && leaf.differs(&session.before, 0x30000, u64::MAX)
     {
         return Err("bytes changed before a new file write GUID was durable".into());
     }
+    if run.is_closed(cut) && headers(&leaf).iter().any(|header| header.is_none_or(|header| header.log != [0; 16])) {
+        return Err("closed, but one of the headers is bad or names a log".into());
+    }
 
-    let mut second = Run::closed(world, run.parents.clone(), run.initial.clone(), 1 << 20);
+    let mut second = Run::closed(world, run.parents.clone(), Arc::clone(&run.ledger.initial), 1 << 20);
     if image.hash().is_multiple_of(8) {
         // What a reader makes of the log must be what a writer makes of it.
         match second.open_read_only() {
             Ok(()) => {
-                compare(run, &second, stretches, cut)?;
+                compare(frame, &second)?;
                 second.abandon();
-                if second.world.open(LEAF).is_none_or(|now| now.differs(&image.boot(false).open(LEAF).expect("it was there"), 0, u64::MAX))
-                {
+                if leaf.differs(&image.boot(false).open(LEAF).expect("it was there"), 0, u64::MAX) {
                     return Err("opening read-only changed the file".into());
                 }
             }
@@ -169,34 +182,44 @@ fn recover(
         Err(e) if unreadable && e.contains("(Io)") => return Ok(None),
         opened => opened?,
     }
-    if identity(&leaf).map(|now| now.data) != Some(before.data) {
+    if current(&leaf).map(|now| now.data) != Some(before.data) {
         return Err("replay changed the data write GUID".into());
     }
     sound(&second)?;
-    second.observed = compare(run, &second, stretches, cut)?;
-    if let Some(session) = session
-        && session.identity.data == before.data
-        && let Some((piece, _)) = second.observed.iter().find(|(piece, value)| run.value(**piece, session.first) != *value)
+    second.ledger.observed = compare(frame, &second)?;
+    if let Some(session) = frame.session
+        && session.header.data == before.data
     {
-        return Err(format!("piece {piece} changed before a new data write GUID was durable"));
+        let found = second.ledger.observed.iter().map(|(pieces, _)| pieces.clone()).collect::<Vec<_>>();
+        let old = run.ledger.expect(&found, session.first, |_| false);
+        if let Some(changed) = old.iter().find(|old| *second.ledger.value(old.pieces.start, usize::MAX) != old.values[0]) {
+            return Err(format!("piece {} changed before a new data write GUID was durable", changed.pieces.start));
+        }
     }
     go_on(run, &mut second, image.hash() as u64)?;
     Ok(Some(second))
 }
 
-/// Writes, flushes, closes, reopens and compares.
+/// Writes, flushes, closes, reopens and compares: what is written now, its neighbours, and a part of everything else.
 fn go_on(run: &Run, second: &mut Run, luck: u64) -> Result<(), String> {
-    let count = run.versions.len().max(1) as u64;
-    let piece = run.versions.keys().nth((luck % count) as usize).copied().unwrap_or(0);
+    let changes = &run.ledger.changes;
+    let place = changes.get((luck % changes.len().max(1) as u64) as usize).map_or(0..1, |change| change.pieces.clone());
+    let piece = place.start + luck / 64 % (place.end - place.start);
     let aside = Op::Write { at: 3 * MIB + MIB / 2, len: 4096 };
     for op in [Op::Write { at: piece * PIECE as u64, len: PIECE as u64 }, aside, Op::Flush] {
         second.perform(op)?;
     }
-    let stretches = stretches(second);
-    same(second, &stretches).map_err(|e| format!("after going on: {e}"))?;
+    let mut some: Vec<Range<u64>> =
+        second.ledger.changes.iter().map(|change| change.pieces.start.max(1) - 1..change.pieces.end + 1).collect();
+    for (pieces, _) in &second.ledger.observed {
+        let at = pieces.start + luck / 512 % (pieces.end - pieces.start);
+        some.extend([pieces.start..pieces.start + 1, at..at + 1, pieces.end - 1..pieces.end]);
+    }
+    let some = second.ledger.expect(&join(some, second.ledger.pieces()), usize::MAX, |_| false);
+    hold(second, &some).map_err(|e| format!("after going on: {e}"))?;
     second.perform(Op::Close)?;
     second.open_read_only().map_err(|e| format!("after closing: {e}"))?;
-    same(second, &stretches).map_err(|e| format!("after reopening: {e}"))?;
+    hold(second, &some).map_err(|e| format!("after reopening: {e}"))?;
     sound(second).map_err(|e| format!("after reopening: {e}"))?;
     second.abandon();
     Ok(())
@@ -210,66 +233,65 @@ fn sound(run: &Run) -> Result<(), String> {
     }
 }
 
-fn for_each_piece(disk: &Run, stretches: &[Range<u64>], visit: &mut dyn FnMut(u64, &[u8]) -> Result<(), String>) -> Result<(), String> {
-    let mut buf = Vec::new();
-    for stretch in stretches {
-        buf.resize((stretch.end - stretch.start) as usize * PIECE, 0xEE);
-        let at = stretch.start * PIECE as u64;
-        disk.disk().read_at(&mut buf, at).map_err(|e| format!("reading {at:#x} failed: {e}"))?;
-        for (bytes, piece) in buf.chunks_exact(PIECE).zip(stretch.start..) {
-            visit(piece, bytes)?;
-        }
-    }
-    Ok(())
-}
-
 /// Old or new, nothing else. Returns what was found.
-fn compare(run: &Run, found: &Run, stretches: &[Range<u64>], cut: usize) -> Result<BTreeMap<u64, Value>, String> {
-    let floor = run.floor_op(cut);
-    let mut observed = BTreeMap::new();
-    for_each_piece(found, stretches, &mut |piece, bytes| match run.allowed(cut, floor, piece, bytes) {
-        Some(value) => {
-            observed.insert(piece, value.clone());
-            Ok(())
-        }
-        None => {
-            let old = run.value(piece, floor);
-            let later: Vec<_> = run.versions.get(&piece).into_iter().flatten().filter(|(index, _)| *index >= floor).collect();
-            Err(format!("piece {piece} (byte {:#x}) holds {}, allowed were {old:?} and, if issued, {later:?}", piece * 512, origin(bytes)))
-        }
-    })?;
-    Ok(observed)
+fn compare(frame: &Frame<'_>, found: &Run) -> Result<Runs, String> {
+    hold(found, &frame.expected).map_err(|e| format!("{e}{}", origin(frame.run, found, &frame.expected)))
 }
 
-/// Exactly what the ledger says.
-fn same(run: &Run, stretches: &[Range<u64>]) -> Result<(), String> {
-    for_each_piece(run, stretches, &mut |piece, bytes| {
-        let want = run.value(piece, usize::MAX);
-        if want.matches(piece, bytes) {
-            return Ok(());
-        }
-        Err(format!("piece {piece} (byte {:#x}) holds {} instead of {want:?}", piece * 512, origin(bytes)))
-    })
+/// Whether an undisturbed disk shows what was written to it.
+pub fn shows_its_ledger(disk: &Run) -> Result<(), String> {
+    let stretches = disk.ledger.stretches(MIB);
+    hold(disk, &disk.ledger.expect(&stretches, usize::MAX, |_| false)).map(drop)
 }
 
-/// Names where bytes came from, if a pattern tells.
-fn origin(bytes: &[u8]) -> String {
-    if bytes.iter().all(|&b| b == 0) {
-        return "zeros".into();
-    }
-    for tag in (1..400).chain((1 << 20)..(1 << 20) + 4) {
-        for piece in 0..SIZE / PIECE as u64 + 1 {
-            if bytes[..8] == Value::Tag(tag).first_word(piece) {
-                return format!("Tag({tag}) of piece {piece}{}", if Value::Tag(tag).matches(piece, bytes) { "" } else { ", in part" });
+/// Holds a disk against what it must show. Returns what was found.
+fn hold(disk: &Run, expected: &[Expected]) -> Result<Runs, String> {
+    let (mut found, mut buf) = (Runs::new(), Vec::new());
+    // Neighbouring stretches are read in one go, as a caller would.
+    for group in expected.chunk_by(|a, b| a.pieces.end == b.pieces.start) {
+        let (start, end) = (group[0].pieces.start, group[group.len() - 1].pieces.end);
+        buf.resize((end - start) as usize * PIECE, 0xEE);
+        let at = start * PIECE as u64;
+        disk.disk().read_at(&mut buf, at).map_err(|e| format!("reading {at:#x} failed: {e}"))?;
+        let mut rest = buf.chunks_exact(PIECE);
+        for Expected { pieces, values } in group {
+            let mut likely = 0;
+            for (piece, bytes) in pieces.clone().zip(&mut rest) {
+                if !values[likely].matches(piece, bytes) {
+                    let matching = values.iter().position(|value| value.matches(piece, bytes));
+                    likely = matching.ok_or_else(|| {
+                        format!(
+                            "piece {piece} (byte {:#x}) begins {:02x?}, allowed is one of {values:?}",
+                            piece * PIECE as u64,
+                            &bytes[..16]
+                        )
+                    })?;
+                }
+                append(&mut found, piece..piece + 1, &values[likely]);
             }
         }
     }
-    for piece in 0..SIZE / PIECE as u64 {
-        if bytes[..8] == Value::Parent.first_word(piece) {
-            return format!("the parent's piece {piece}");
+    Ok(found)
+}
+
+/// Names where a wrong piece's bytes came from, if a pattern tells.
+fn origin(run: &Run, disk: &Run, expected: &[Expected]) -> String {
+    let mut bytes = [0; PIECE];
+    let pieces = expected.iter().flat_map(|expected| expected.pieces.clone().map(move |piece| (piece, expected)));
+    for (piece, Expected { values, .. }) in pieces {
+        if disk.disk().read_at(&mut bytes, piece * PIECE as u64).is_err() || values.iter().any(|value| value.matches(piece, &bytes)) {
+            continue;
         }
+        let changes = run.ledger.changes.iter().map(|change| (change.pieces.clone(), &change.value));
+        let known = run.ledger.initial.iter().map(|(pieces, value)| (pieces.start..pieces.end.min(pieces.start + (1 << 20)), value));
+        for (pieces, value) in changes.chain(known) {
+            if let Some(home) = pieces.clone().find(|&home| value.begins(home, &bytes)) {
+                return format!("; it is {value:?} of piece {home}{}", if value.matches(home, &bytes) { "" } else { ", in part" });
+            }
+        }
+        return if bytes == [0; PIECE] { "; it is zeros".into() } else { "; nobody wrote that".into() };
     }
-    format!("foreign bytes {:02x?}", &bytes[..16])
+    String::new()
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -1,9 +1,10 @@
 //! The disks the scripts start from, made once and forked for each script.
 
+use super::ledger::Runs;
 use super::run::{Parents, Run};
 use super::script::{Kind, MIB, Op, SIZE};
 use super::value::{PIECE, Value};
-use diffdisk::storage::sim::{Class, FileId, SimStorage, SimWorld};
+use diffdisk::storage::sim::{Class, FileId, Fixed, SimStorage, SimWorld};
 use diffdisk::storage::{MemoryStorage, Storage, StorageId, SyncSite};
 use diffdisk::{CreateOptions, Disk};
 use std::io;
@@ -55,18 +56,18 @@ impl Storage for Sealed {
     }
 }
 
-/// A prepared disk: block 0 has its first 64 KiB, block 4 is full, the rest is untouched; closed and clean.
+/// A prepared disk: block 0 has its first 64 KiB, block 4 is full, the rest is untouched (a wide one is empty); closed and clean.
 pub struct Fixture {
     pub kind: Kind,
     pub world: SimWorld,
     pub parents: Parents,
     pub sealed: Option<Arc<Sealed>>,
-    pub content: Arc<Vec<Value>>,
+    pub content: Arc<Runs>,
 }
 
 pub fn options(kind: Kind) -> CreateOptions {
     match kind {
-        Kind::Dynamic => CreateOptions::dynamic(SIZE),
+        Kind::Dynamic | Kind::Wide => CreateOptions::dynamic(kind.size()),
         Kind::Child => CreateOptions::child(),
     }
     .block_size(MIB)
@@ -87,22 +88,24 @@ fn sealed_parent() -> Arc<Sealed> {
 
 impl Fixture {
     pub fn new(kind: Kind, seed: u64) -> Self {
+        let _fixed = Fixed::new(seed, 0);
         let world = SimWorld::new(seed);
         let leaf = world.create(LEAF);
         let sealed = (kind == Kind::Child).then(sealed_parent);
         let parents: Parents = sealed.iter().map(|parent| Arc::clone(parent) as Arc<dyn Storage>).collect();
         let inherited = if kind == Kind::Child { Value::Parent } else { Value::Zero };
-        let content = Arc::new(vec![inherited; SIZE as usize / PIECE]);
+        let content: Arc<Runs> = Arc::new(vec![(0..kind.size() / PIECE as u64, inherited)]);
         let disk = match kind {
-            Kind::Dynamic => Disk::create_on(leaf, &options(kind)),
+            Kind::Dynamic | Kind::Wide => Disk::create_on(leaf, &options(kind)),
             Kind::Child => Disk::create_child_on(leaf, parents.clone(), &options(kind)),
         };
         disk.expect("a disk is made").close().expect("a new disk is closed");
         let mut run = Run::start(world.clone(), parents.clone(), content, 0).expect("a new disk opens");
-        for op in [Op::Write { at: 0, len: 64 * 1024 }, Op::Write { at: 4 * MIB, len: MIB }, Op::Close] {
+        let filled = [Op::Write { at: 0, len: 64 * 1024 }, Op::Write { at: 4 * MIB, len: MIB }];
+        for &op in if kind == Kind::Wide { &[][..] } else { &filled }.iter().chain(&[Op::Close]) {
             run.perform(op).expect("the fixture is prepared");
         }
-        let content = Arc::new(run.latest());
+        let content = Arc::new(run.ledger.latest());
         world.forget();
         Self { kind, world, parents, sealed, content }
     }

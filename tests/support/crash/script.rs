@@ -9,9 +9,24 @@ pub const SIZE: u64 = 6 * MIB + 3 * 512;
 /// One call on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    Write { at: u64, len: u64 },
-    Zeroes { at: u64, len: u64 },
-    Trim { at: u64, len: u64 },
+    Write {
+        at: u64,
+        len: u64,
+    },
+    /// One piece at each of `count` places.
+    Scatter {
+        at: u64,
+        stride: u64,
+        count: u64,
+    },
+    Zeroes {
+        at: u64,
+        len: u64,
+    },
+    Trim {
+        at: u64,
+        len: u64,
+    },
     Flush,
     Close,
     Open,
@@ -85,14 +100,30 @@ pub enum Kind {
     Dynamic,
     /// Over a parent without a zero sector.
     Child,
+    /// Without a parent and so wide that entries of hundreds of sectors can be made.
+    Wide,
 }
+
+impl Kind {
+    pub const ALL: [Self; 3] = [Self::Dynamic, Self::Child, Self::Wide];
+
+    pub fn size(self) -> u64 {
+        match self {
+            Self::Dynamic | Self::Child => SIZE,
+            Self::Wide => 90 << 30,
+        }
+    }
+}
+
+/// 4 KiB sectors of the logs, all 1 MiB long.
+const LOG_SECTORS: u64 = 256;
 
 /// A whole experiment.
 #[derive(Clone, Debug)]
 pub struct Script {
     pub kind: Kind,
-    /// Small commits are made until the log's next entry would begin at most this many 4 KiB sectors before the ring's end.
-    pub near_wrap: Option<u64>,
+    /// In which 4 KiB sector the logs of all sessions begin.
+    pub log_start: u64,
     pub name: String,
     pub ops: Vec<Op>,
     /// Crashes before this operation were tried by a shorter script.
@@ -101,7 +132,7 @@ pub struct Script {
     pub piece: u64,
 }
 
-/// All words of length 1 and 2, each ended by a flush, on both kinds, fresh and with the log about to wrap.
+/// All words of length 1 and 2, each ended by a flush, on both small disks, with the log at its beginning and about to wrap.
 pub fn exhaustive() -> Vec<Script> {
     let mut words: Vec<Vec<Letter>> = ALPHABET.iter().map(|&letter| vec![letter]).collect();
     for first in ALPHABET {
@@ -110,27 +141,50 @@ pub fn exhaustive() -> Vec<Script> {
     let mut scripts = Vec::new();
     for (number, word) in words.iter().enumerate() {
         for kind in [Kind::Dynamic, Kind::Child] {
-            for near_wrap in [None, Some(2 + number as u64 % 7)] {
+            // Words with one first letter share a place, so that the crashes in it are those of the short word.
+            let wraps = word.len() == 1 || number % 3 > 0;
+            let before_end = 1 + word[0] as u64 % 7;
+            for log_start in [0, if wraps { LOG_SECTORS - before_end } else { LOG_SECTORS - 8 - number as u64 % 5 }] {
                 let mut ops: Vec<Op> = word.iter().flat_map(|letter| letter.ops()).collect();
-                let interesting = if word.len() == 2 { word[0].ops().len() } else { 0 };
+                let interesting = if word.len() == 2 && (log_start == 0 || wraps) { word[0].ops().len() } else { 0 };
                 if ops.last() != Some(&Op::Flush) {
                     ops.push(Op::Flush);
                 }
                 ops.push(Op::Close);
                 let piece = if number % 5 == 4 { 4096 } else { 512 };
-                let name = format!("{kind:?}{} {word:?}", near_wrap.map_or(String::new(), |n| format!(" {n} sectors before the wrap")));
-                scripts.push(Script { kind, near_wrap, name, ops, interesting, piece });
+                let name = format!("{kind:?}{} {word:?}", if log_start == 0 { String::new() } else { format!(", log from {log_start}") });
+                scripts.push(Script { kind, log_start, name, ops, interesting, piece });
             }
         }
     }
     scripts
 }
 
+/// Logs that fill up: entries too large to wait for each other, so that the ring must be emptied before it is half full, and when it
+/// is, and is written over at once.
+pub fn crowded() -> Vec<Script> {
+    // One entry of a BAT page covers 512 MiB; strides of 520 MiB are a page each.
+    let scatter = |first: u64, count| Op::Scatter { at: first * MIB, stride: 520 * MIB, count };
+    let words = [
+        ("must empty the log", vec![scatter(0, 100), Op::Flush, scatter(1, 160), Op::Flush, scatter(2, 3), Op::Flush]),
+        ("finds the log crowded", vec![scatter(0, 135), Op::Flush, scatter(1, 135), Op::Flush, scatter(2, 3), Op::Flush]),
+        ("trims in a full log", vec![scatter(0, 120), Op::Flush, Op::Trim { at: 0, len: MIB }, Op::Flush, scatter(1, 130), Op::Flush]),
+    ];
+    let scripts = words.into_iter().flat_map(|(name, mut ops)| {
+        ops.push(Op::Close);
+        [0, LOG_SECTORS - 50].map(|log_start| {
+            let name = format!("Wide, log from {log_start}: {name}");
+            Script { kind: Kind::Wide, log_start, name, ops: ops.clone(), interesting: 0, piece: 512 }
+        })
+    });
+    scripts.collect()
+}
+
 /// A longer script drawn from a seed.
 pub fn random(seed: u64) -> Script {
     let mut rng = Rng::new(seed);
     let kind = if rng.below(2) == 0 { Kind::Dynamic } else { Kind::Child };
-    let near_wrap = (rng.below(3) == 0).then(|| rng.below(12));
+    let log_start = if rng.below(3) == 0 { LOG_SECTORS - 1 - rng.below(40) } else { 0 };
     let mut ops = Vec::new();
     for _ in 0..3 + rng.below(10) {
         match rng.below(12) {
@@ -145,5 +199,5 @@ pub fn random(seed: u64) -> Script {
     }
     ops.extend([Op::Flush, Op::Close]);
     let piece = if rng.below(4) == 0 { 4096 } else { 512 };
-    Script { kind, near_wrap, name: format!("random {seed:#x} on {kind:?}"), ops, interesting: 0, piece }
+    Script { kind, log_start, name: format!("random {seed:#x} on {kind:?}"), ops, interesting: 0, piece }
 }

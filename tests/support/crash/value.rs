@@ -17,45 +17,57 @@ pub enum Value {
     Bytes(Arc<[u8; PIECE]>),
 }
 
-fn word(tag: u64, piece: u64, i: u64) -> u64 {
-    (tag << 40 | piece << 8 | i).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1
-}
-
 /// The tag under which the parent's pattern is made.
 const PARENT: u64 = 0x7A_7A7A;
+const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// The first word of a pattern; each further one is a step away, so that patterns are made and compared many words at a time.
+fn first_word(tag: u64, piece: u64) -> u64 {
+    let mixed = (tag << 40 | piece).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    (mixed ^ mixed >> 29).wrapping_mul(0x94D0_49BB_1331_11EB) | 1
+}
 
 impl Value {
+    fn tag(&self) -> Option<u64> {
+        match self {
+            Self::Zero | Self::Bytes(_) => None,
+            Self::Parent => Some(PARENT),
+            Self::Tag(tag) => Some(*tag),
+        }
+    }
+
     pub fn bytes(&self, piece: u64) -> [u8; PIECE] {
         let mut out = [0; PIECE];
-        let tag = match self {
-            Self::Zero => return out,
-            Self::Bytes(bytes) => return **bytes,
-            Self::Parent => PARENT,
-            Self::Tag(tag) => *tag,
-        };
-        for (i, part) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            *part = word(tag, piece, i as u64).to_le_bytes();
+        if let Self::Bytes(bytes) = self {
+            return **bytes;
+        }
+        let Some(tag) = self.tag() else { return out };
+        let mut word = first_word(tag, piece);
+        for part in out.as_chunks_mut::<8>().0 {
+            *part = word.to_le_bytes();
+            word = word.wrapping_add(STEP);
         }
         out
     }
 
-    /// The first eight bytes of a pattern.
-    pub fn first_word(&self, piece: u64) -> [u8; 8] {
-        match self {
-            Self::Parent => word(PARENT, piece, 0),
-            Self::Tag(tag) => word(*tag, piece, 0),
-            Self::Zero | Self::Bytes(_) => 0,
-        }
-        .to_le_bytes()
+    /// Whether a piece that begins with these bytes may be of this pattern.
+    pub fn begins(&self, piece: u64, bytes: &[u8]) -> bool {
+        self.tag().is_some_and(|tag| bytes[..8] == first_word(tag, piece).to_le_bytes())
     }
 
     pub fn matches(&self, piece: u64, bytes: &[u8]) -> bool {
-        let tag = match self {
+        match self {
             Self::Zero => return bytes == [0; PIECE],
             Self::Bytes(have) => return bytes == have.as_slice(),
-            Self::Parent => PARENT,
-            Self::Tag(tag) => *tag,
-        };
-        bytes.as_chunks::<8>().0.iter().zip(0..).all(|(part, i)| *part == word(tag, piece, i).to_le_bytes())
+            Self::Parent | Self::Tag(_) => {}
+        }
+        let first = first_word(self.tag().expect("patterns have tags"), piece);
+        let difference = bytes
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .zip(0_u64..)
+            .fold(0, |difference, (part, i)| difference | (u64::from_le_bytes(*part) ^ first.wrapping_add(i.wrapping_mul(STEP))));
+        difference == 0
     }
 }

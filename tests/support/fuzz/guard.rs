@@ -116,7 +116,8 @@ pub fn difference(a: &MemoryStorage, b: &MemoryStorage, skip: std::ops::Range<u6
     let mut bufs = [vec![0; 64 << 10], vec![0; 64 << 10]];
     let mut at = 0;
     loop {
-        let next = [a, b].into_iter().filter_map(|file| file.next_data(at).expect("memory can be searched")).map(|(start, _)| start).min()?;
+        let next =
+            [a, b].into_iter().filter_map(|file| file.next_data(at).expect("memory can be searched")).map(|(start, _)| start).min()?;
         // Chunks are 64 KiB, so the same stretch of both is looked at.
         let stop = (next / (64 << 10) + 1) * (64 << 10);
         for (file, buf) in [a, b].into_iter().zip(&mut bufs) {

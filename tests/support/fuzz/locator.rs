@@ -65,8 +65,30 @@ pub fn clean_up() {
 }
 
 const PARTS: [&str; 24] = [
-    ".", "..", "", "parent.vhdx", "secret.vhdx", "child.vhdx", "gate", "sub", "link", "dir", "loop", "pipe", "raw", "C:", "c:", "?", "UNC", "server",
-    "Volume{26a21bda-a627-11d7-9931-806e6f6e6963}", "parent.vhdx:stream", "\u{0}", "\u{fffd}", "PARENT.VHDX", "GLOBALROOT",
+    ".",
+    "..",
+    "",
+    "parent.vhdx",
+    "secret.vhdx",
+    "child.vhdx",
+    "gate",
+    "sub",
+    "link",
+    "dir",
+    "loop",
+    "pipe",
+    "raw",
+    "C:",
+    "c:",
+    "?",
+    "UNC",
+    "server",
+    "Volume{26a21bda-a627-11d7-9931-806e6f6e6963}",
+    "parent.vhdx:stream",
+    "\u{0}",
+    "\u{fffd}",
+    "PARENT.VHDX",
+    "GLOBALROOT",
 ];
 const PREFIXES: [&str; 8] = ["", ".\\", "\\", "/", "\\\\", "\\\\?\\", "C:\\images\\", "TOP"];
 

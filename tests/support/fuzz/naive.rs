@@ -51,7 +51,8 @@ fn entry(ring: &[u8], at: usize, log_at: u64, guid: RawGuid) -> Option<Entry> {
             b"zero" => (Step::Zero(home, u64_at(&b, d + 8)), u64_at(&b, d + 8)),
             b"desc" => {
                 let sector = b.get(data..data + 4096)?;
-                let sound = &sector[..4] == b"data" && u64::from(u32_at(sector, 4)) == sequence >> 32 && u32_at(sector, 4092) == sequence as u32;
+                let sound =
+                    &sector[..4] == b"data" && u64::from(u32_at(sector, 4)) == sequence >> 32 && u32_at(sector, 4092) == sequence as u32;
                 if !sound {
                     return None;
                 }
@@ -90,7 +91,10 @@ pub fn replay(ring: &[u8], log_at: u64, guid: RawGuid, file_len: u64, bounds: &B
     let mut best: Option<(u64, usize, Vec<&Entry>)> = None;
     for start in 0..all.len() {
         let (mut at, mut run) = (start, Vec::new());
-        while let Some(entry) = all[at].as_ref().filter(|e| run.last().is_none_or(|&(_, last): &(usize, &Entry)| last.sequence.checked_add(1) == Some(e.sequence))) {
+        while let Some(entry) = all[at]
+            .as_ref()
+            .filter(|e| run.last().is_none_or(|&(_, last): &(usize, &Entry)| last.sequence.checked_add(1) == Some(e.sequence)))
+        {
             run.push((at * 4096, entry));
             at = (at + entry.len / 4096) % all.len();
         }

@@ -16,25 +16,14 @@ use std::sync::Arc;
 const MOST_EDITS: usize = 24;
 
 /// Fields by offset and length, as §1.5, §2, §6 and §3.2 of the format's description have them.
-const HEADER: [(u64, usize); 11] =
-    [(0, 4), (4, 4), (8, 8), (16, 16), (32, 16), (48, 16), (64, 2), (66, 2), (68, 4), (72, 8), (80, 8)];
+const HEADER: [(u64, usize); 11] = [(0, 4), (4, 4), (8, 8), (16, 16), (32, 16), (48, 16), (64, 2), (66, 2), (68, 4), (72, 8), (80, 8)];
 const REGION_HEAD: [(u64, usize); 4] = [(0, 4), (4, 4), (8, 4), (12, 4)];
 const REGION_ENTRY: [(u64, usize); 4] = [(0, 16), (16, 8), (24, 4), (28, 4)];
 const TABLE_HEAD: [(u64, usize); 4] = [(0, 8), (8, 2), (10, 2), (12, 4)];
 const TABLE_ENTRY: [(u64, usize); 5] = [(0, 16), (16, 4), (20, 4), (24, 4), (28, 4)];
 const ENTRY: [(usize, usize); 9] = [(0, 4), (8, 4), (12, 4), (16, 8), (24, 4), (28, 4), (32, 16), (48, 8), (56, 8)];
-const IDS: [RawGuid; 10] = [
-    [0; 16],
-    REGION_BAT,
-    REGION_METADATA,
-    ITEM_PARAMETERS,
-    ITEM_SIZE,
-    ITEM_LOGICAL,
-    ITEM_LOCATOR,
-    ITEM_INCOMPLETE,
-    LOG_GUID,
-    BASE_IDS.1,
-];
+const IDS: [RawGuid; 10] =
+    [[0; 16], REGION_BAT, REGION_METADATA, ITEM_PARAMETERS, ITEM_SIZE, ITEM_LOGICAL, ITEM_LOCATOR, ITEM_INCOMPLETE, LOG_GUID, BASE_IDS.1];
 
 /// The bytes for a field: a GUID for a long one, a number otherwise.
 fn value(s: &mut Source<'_>, len: usize) -> Vec<u8> {

@@ -7,7 +7,9 @@
 
 use super::guard::{Watched, bounded};
 use super::source::Source;
-use diffdisk::storage::sim::{BeyondEnd, CallKind, Choice, CrashOptions, CrashWalk, Fault, FaultStorage, FreshSpace, Repeat, SimStorage, SimWorld};
+use diffdisk::storage::sim::{
+    BeyondEnd, CallKind, Choice, CrashOptions, CrashWalk, Fault, FaultStorage, FreshSpace, Repeat, SimStorage, SimWorld,
+};
 use diffdisk::storage::{MemoryStorage, Storage};
 use diffdisk::{CreateOptions, Disk, DiskError, OpenOptions};
 use std::cell::OnceCell;
@@ -63,7 +65,11 @@ impl Model {
             let mixed = |all: &Vec<Box<[u8]>>| (0..piece.len()).all(|i| piece[i] == newest[i] || all.iter().any(|value| value[i] == piece[i]));
             let known = old.as_ref().is_some_and(|all| all.iter().any(|value| **value == *piece) || torn && mixed(all));
             let i = got[range.clone()].iter().zip(&self.now[range.clone()]).position(|(a, b)| a != b).unwrap_or(0) + range.start;
-            assert!(known, "{what}: the piece at {:#x} holds nothing it ever held: {:#04x} at {i:#x}, not {:#04x}", range.start, got[i], self.now[i]);
+            assert!(
+                known,
+                "{what}: the piece at {:#x} holds nothing it ever held: {:#04x} at {i:#x}, not {:#04x}",
+                range.start, got[i], self.now[i]
+            );
             old.expect("it is known").push(self.now[range.clone()].into());
             self.now[range.clone()].copy_from_slice(&got[range]);
         }

@@ -191,7 +191,8 @@ pub fn ops() -> Seeds {
     let crash = |op: &[u8], rest: &[u8]| [&[op[0] | 0xC0], &op[1..], rest].concat();
     let mut all = Seeds::new();
     for geometry in 0..6_u8 {
-        let mut push = |name: &str, ops: &[&[u8]]| all.push((format!("{name}-{geometry}"), [&[geometry], ops.concat().as_slice()].concat()));
+        let mut push =
+            |name: &str, ops: &[&[u8]]| all.push((format!("{name}-{geometry}"), [&[geometry], ops.concat().as_slice()].concat()));
         push("session", &[&write, &flush, &across, &zero, &flush, &trim, &close, &write, &flush]);
         push("drop", &[&write, &flush, &across, &drop, &zero, &drop]);
         push("crash", &[&write, &flush, &crash(&across, &[3, 2, 7, 7, 0]), &crash(&flush, &[2, 2, 1, 2, 1]), &write, &flush]);

@@ -1,0 +1,101 @@
+//! Opening a clone: which files it stands on, found by identity.
+//!
+//! The disk itself says what it stands on: its parent locator holds the identity of its parent. Paths in locators may be out of date
+//! (images are renamed, stores are moved), so they are not followed. The store looks for the identity among the clone's savepoints
+//! and its images, and hands the engine the whole line.
+
+use super::clone::CloneDisk;
+use super::error::StoreError;
+use super::record::Record;
+use crate::chain::{Disk, OpenOptions, ParentPolicy};
+use crate::guid::Guid;
+use crate::kind::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// The identity of what a file stands on.
+pub(super) fn linkage_of(path: &Path) -> Result<Guid, StoreError> {
+    let disk = Disk::open(path, &OpenOptions::new().parents(ParentPolicy::Deny)).map_err(StoreError::open(path))?;
+    let locator = disk.leaf.metadata.parent_locator.as_ref().ok_or_else(|| StoreError::Foreign {
+        path: path.to_path_buf(),
+        why: "it is a disk of its own, not a clone; somebody put it there".to_owned(),
+    })?;
+    Ok(locator.linkage().unwrap_or(Guid::ZERO))
+}
+
+impl CloneDisk {
+    /// Opens the clone for writing.
+    ///
+    /// # Errors
+    /// `InUse` while somebody else has it open; `NoImage` when its image is not in the store; `Open`.
+    pub fn open(&self) -> Result<Disk, StoreError> {
+        self.open_with(&OpenOptions::new().writable(true))
+    }
+
+    /// Opens the clone as the options say, except that the store says where the parents are.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::open`].
+    pub fn open_with(&self, options: &OpenOptions) -> Result<Disk, StoreError> {
+        let mut record = self.record()?;
+        if record.savepoints.iter().any(|savepoint| savepoint.pending) {
+            record = self.hold()?.1;
+        }
+        // Somebody may put another leaf there between the look and the opening; once is enough to tell.
+        let mut result = self.open_once(&record, options);
+        if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Damaged) {
+            result = self.open_once(&self.record()?, options);
+        }
+        if options.writable && result.is_ok() {
+            self.touch();
+        }
+        result
+    }
+
+    fn open_once(&self, record: &Record, options: &OpenOptions) -> Result<Disk, StoreError> {
+        let line = self.line(record, self.linkage()?)?;
+        Disk::open(&self.path, &options.clone().parents(ParentPolicy::Paths(line))).map_err(StoreError::open(&self.path))
+    }
+
+    /// The files that the clone stands on, nearest first: savepoints, then the image.
+    ///
+    /// # Errors
+    /// `NoImage` when its image is not in the store; `Open` when its own file cannot be read.
+    pub fn parents(&self) -> Result<Vec<PathBuf>, StoreError> {
+        self.line(&self.record()?, self.linkage()?)
+    }
+
+    /// The identity of what the clone stands on.
+    pub(super) fn linkage(&self) -> Result<Guid, StoreError> {
+        match linkage_of(&self.path) {
+            Err(StoreError::Open { source, .. }) if source.kind() == ErrorKind::NotFound => Err(self.unknown()),
+            result => result,
+        }
+    }
+
+    /// The files below something that stands on `parent`, nearest first.
+    pub(super) fn line(&self, record: &Record, mut parent: Guid) -> Result<Vec<PathBuf>, StoreError> {
+        let mut line = Vec::new();
+        // Each savepoint at most once: a record cannot lead in circles.
+        for _ in 0..=record.savepoints.len() {
+            let Some(savepoint) = record.savepoints.iter().find(|savepoint| savepoint.data_write_guid == parent) else { break };
+            line.push(self.dir().join(&savepoint.file));
+            parent = savepoint.parent;
+        }
+        match self.store.find(parent, &record.image, record.generation)? {
+            Some(image) => line.push(image.path()),
+            None => return Err(self.image_is_gone(parent, record)),
+        }
+        Ok(line)
+    }
+
+    /// Leaves a mark of when it was used last: the sidecar's time of change. Nothing depends on it, so nothing waits for it.
+    fn touch(&self) {
+        #[cfg(unix)]
+        {
+            use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
+            let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+            let times = Timestamps { last_access: now, last_modification: now };
+            let _ = utimensat(CWD, self.sidecar(), &times, AtFlags::empty());
+        }
+    }
+}

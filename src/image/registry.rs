@@ -1,0 +1,333 @@
+//! The store's records of its clones, and listings of ten thousand of them.
+//!
+//! A listing opens no disk that has not changed since the last listing. What it needs beyond the records is one look at each clone's
+//! file, and the diverged bytes, which stand in the disk's tables. Those are remembered in `STORE/.index` together with how the file
+//! looked when they were read. The index is a cache: a checksum tells when it is spoiled, and without it everything is read again.
+
+use super::catalog::{Store, entries};
+use super::clock::Timestamp;
+use super::clone::{CloneDisk, Origin};
+use super::error::StoreError;
+use super::files::{self, Durability, Held};
+use super::names::{Placeholders, clone_name, expand, is_temporary, sidecar_of};
+use super::record::{CloneId, Record};
+use crate::chain::{Disk, OpenOptions, ParentPolicy, Sizes};
+use crate::guid::Guid;
+use crate::kind::ErrorKind;
+use crate::storage::FileStorage;
+use crate::sync::Arc;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What the first line of the index begins with.
+const HEADLINE: &str = "diffdisk-index 1 ";
+/// A file that changed this recently may change again without looking different.
+const SETTLING: Duration = Duration::from_secs(2);
+/// How long a clone without a file is taken for one that is being made.
+const MAKING: Duration = Duration::from_secs(60);
+
+/// Whether a clone can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CloneState {
+    /// Its file is there.
+    Ready,
+    /// Its file is not there, and it was begun less than a minute ago.
+    Making,
+    /// Its file is not there: deleted, moved, or on something that is not mounted.
+    Missing,
+}
+
+impl CloneState {
+    /// The name that `--json` prints.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Making => "making",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// What a listing says of a clone.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct CloneSummary {
+    /// Its identity.
+    pub id: CloneId,
+    /// Its file's name without `.vhdx`.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// The name of its image when it was made or last reset.
+    pub image: String,
+    /// The generation of it.
+    pub generation: u32,
+    /// Whether it can be used.
+    pub state: CloneState,
+    /// The four sizes of its file; `None` when it is missing or its tables cannot be read.
+    pub sizes: Option<Sizes>,
+    /// What the file system gave to its savepoints.
+    pub savepoints_allocated: u64,
+    /// How many savepoints it has.
+    pub savepoints: usize,
+    /// When it was made.
+    pub created: Timestamp,
+    /// By whom.
+    pub created_by: String,
+    /// When it was last written to or opened for writing.
+    pub last_used: Option<Timestamp>,
+    /// From when on it may be pruned.
+    pub expires: Option<Timestamp>,
+    /// Whether it is protected.
+    pub protected: bool,
+}
+
+/// How a file looks from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stamp {
+    object: u64,
+    len: u64,
+    allocated: u64,
+    modified: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path, metadata: &Metadata) -> Self {
+        let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        Self {
+            object: FileStorage::id_of(metadata).object,
+            len: metadata.len(),
+            allocated: allocated(path, metadata),
+            modified: u64::try_from(modified.as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Whether the file was left alone for long enough that its time of change tells one content from another.
+    fn is_settled(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u128::from(self.modified) + SETTLING.as_nanos() < now.as_nanos()
+    }
+}
+
+/// What the index knows of one clone.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Known {
+    record_stamp: Stamp,
+    record: Record,
+    leaf: Option<(Stamp, u64)>,
+}
+
+type Index = HashMap<String, Known>;
+
+impl Store {
+    pub(super) fn record_path(&self, id: CloneId) -> PathBuf {
+        self.records_dir().join(format!("{id}.json"))
+    }
+
+    /// Makes the record of a new clone and holds it.
+    pub(super) fn create_record(&self, record: &Record, durability: Durability) -> Result<Held, StoreError> {
+        let path = self.record_path(record.id);
+        match Held::create(&path, record, durability) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                files::make_dir(&self.records_dir())?;
+                files::sync_dir(self.dir(), durability)?;
+                Held::create(&path, record, durability)
+            }
+            result => result,
+        }
+    }
+
+    /// Writes the record of a clone that is held.
+    pub(super) fn put_record(&self, record: &Record, durability: Durability) -> Result<(), StoreError> {
+        files::make_dir(&self.records_dir())?;
+        files::write(&self.record_path(record.id), record, durability)
+    }
+
+    /// The names of all record files.
+    fn record_files(&self) -> Result<Vec<(String, PathBuf)>, StoreError> {
+        let dir = self.records_dir();
+        if !files::exists(&dir)? {
+            return Ok(Vec::new());
+        }
+        Ok(entries(&dir)?.into_iter().filter(|(name, _)| name.ends_with(".json") && !is_temporary(name)).collect())
+    }
+
+    /// All records. One that goes away meanwhile is left out; one that cannot be read is an error, because who asks wants to know what
+    /// may be removed.
+    pub(super) fn records(&self) -> Result<Vec<Record>, StoreError> {
+        let mut records = Vec::new();
+        for (_, path) in self.record_files()? {
+            if let Some(record) = files::read_if_there::<Record>(&path)? {
+                record.check_format(&path)?;
+                records.push(record);
+            }
+        }
+        Ok(records)
+    }
+
+    /// The record of the clone at this path.
+    pub(super) fn record_at(&self, path: &Path) -> Result<Option<Record>, StoreError> {
+        Ok(self.records()?.into_iter().find(|record| record.path == path))
+    }
+
+    /// The clones that keep this image from being removed.
+    pub(super) fn users_of(&self, image: Guid) -> Result<Vec<PathBuf>, StoreError> {
+        Ok(self.records()?.into_iter().filter(|record| record.needs(image)).map(|record| record.path).collect())
+    }
+
+    /// The clone at a path.
+    ///
+    /// # Errors
+    /// `NoClone`; `Foreign` when it belongs to another store.
+    pub fn clone_at(&self, path: impl AsRef<Path>) -> Result<CloneDisk, StoreError> {
+        let values = Placeholders { image: "", now: Timestamp::now() };
+        let path = files::real_path(&expand(path.as_ref(), &values, 1)?)?;
+        let clone = CloneDisk { store: self.clone(), path, origin: Origin::Found };
+        clone.record()?;
+        Ok(clone)
+    }
+
+    /// The clone that somebody means by a path, a name, or an identity.
+    ///
+    /// # Errors
+    /// `NoClone`; `Ambiguous` when several have the name.
+    pub fn find_clone(&self, text: &str) -> Result<CloneDisk, StoreError> {
+        let no_clone = || StoreError::NoClone { clone: text.to_owned(), store: self.dir().to_path_buf() };
+        match self.clone_at(text) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {}
+            result => return result,
+        }
+        let wanted = text.strip_suffix(".vhdx").unwrap_or(text);
+        let fits = |record: &Record| clone_name(&record.path) == wanted || record.id.to_string() == text;
+        let mut found: Vec<PathBuf> = self.records()?.into_iter().filter(fits).map(|record| record.path).collect();
+        found.sort();
+        match found.len() {
+            0 => Err(no_clone()),
+            1 => Ok(CloneDisk { store: self.clone(), path: found.remove(0), origin: Origin::Found }),
+            _ => Err(StoreError::Ambiguous { name: text.to_owned(), paths: found }),
+        }
+    }
+
+    /// All clones that the store knows, by path.
+    ///
+    /// # Errors
+    /// `Io` when the store cannot be read; `Damaged` when a record cannot.
+    pub fn clones(&self) -> Result<Vec<CloneSummary>, StoreError> {
+        let mut old = self.read_index();
+        let old_len = old.len();
+        let (mut summaries, mut index, mut changed) = (Vec::new(), Index::new(), false);
+        for (name, path) in self.record_files()? {
+            let Ok(metadata) = std::fs::metadata(&path) else { continue };
+            let record_stamp = Stamp::of(&path, &metadata);
+            let known = old.remove(&name).filter(|known| known.record_stamp == record_stamp);
+            let record = match &known {
+                Some(known) => known.record.clone(),
+                None => match files::read_if_there::<Record>(&path)? {
+                    Some(record) => record,
+                    None => continue,
+                },
+            };
+            record.check_format(&path)?;
+            let (summary, leaf) = self.summarize(&record, known.as_ref());
+            changed |= known.as_ref().is_none_or(|known| known.leaf != leaf);
+            summaries.push(summary);
+            index.insert(name, Known { record_stamp, record, leaf });
+        }
+        if changed || index.len() != old_len {
+            self.write_index(&index);
+        }
+        summaries.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(summaries)
+    }
+
+    /// What a listing says of one clone, and what is worth remembering of it.
+    pub(super) fn summarize(&self, record: &Record, known: Option<&Known>) -> (CloneSummary, Option<(Stamp, u64)>) {
+        let path = &record.path;
+        let metadata = std::fs::metadata(path).ok();
+        let stamp = metadata.as_ref().map(|metadata| Stamp::of(path, metadata));
+        let remembered = known.and_then(|known| known.leaf).filter(|(then, _)| Some(*then) == stamp);
+        let diverged = match (remembered, stamp) {
+            (Some((_, diverged)), _) => Some(diverged),
+            (None, Some(_)) => diverged_of(path),
+            (None, None) => None,
+        };
+        let leaf = stamp.zip(diverged).filter(|(stamp, _)| stamp.is_settled());
+        let sizes = stamp.zip(diverged).map(|(stamp, diverged)| Sizes {
+            virtual_size: record.virtual_size,
+            apparent: stamp.len,
+            allocated: stamp.allocated,
+            diverged,
+        });
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let saved = |file: &String| super::steps::allocated(&dir.join(file));
+        let changed = |metadata: Option<Metadata>| metadata.and_then(|metadata| metadata.modified().ok());
+        let last_used = match &metadata {
+            Some(_) => changed(metadata.clone()).max(changed(std::fs::metadata(sidecar_of(path)).ok())),
+            None => None,
+        };
+        let summary = CloneSummary {
+            id: record.id,
+            name: clone_name(path),
+            path: path.clone(),
+            image: record.image.clone(),
+            generation: record.generation,
+            state: if metadata.is_some() { CloneState::Ready } else { state_of_absent(record) },
+            sizes,
+            savepoints_allocated: record.savepoints.iter().map(|savepoint| saved(&savepoint.file)).sum(),
+            savepoints: record.savepoints.len(),
+            created: record.created,
+            created_by: record.created_by.clone(),
+            last_used: last_used.map(Timestamp::from),
+            expires: record.expires,
+            protected: record.protected,
+        };
+        (summary, leaf)
+    }
+
+    /// The index, empty when there is none or it is spoiled.
+    fn read_index(&self) -> Index {
+        let parse = |text: &[u8]| {
+            let end = text.iter().position(|&b| b == b'\n')?;
+            let (headline, body) = (std::str::from_utf8(&text[..end]).ok()?, &text[end + 1..]);
+            let sum = u32::from_str_radix(headline.strip_prefix(HEADLINE)?, 16).ok()?;
+            (crc32fast::hash(body) == sum).then(|| serde_json::from_slice(body).ok())?
+        };
+        std::fs::read(self.index_path()).ok().and_then(|text| parse(&text)).unwrap_or_default()
+    }
+
+    /// Writes the index. Where that is not possible the next listing is as slow as this one.
+    fn write_index(&self, index: &Index) {
+        let body = serde_json::to_vec(index).expect("our values have string keys and no failing parts");
+        let mut text = format!("{HEADLINE}{:08x}\n", crc32fast::hash(&body)).into_bytes();
+        text.extend_from_slice(&body);
+        let _ = files::put_bytes(&self.index_path(), &text, true, Durability::Quick);
+    }
+}
+
+/// Its lock would tell for sure, but asking for it could be in the way of the maker.
+fn state_of_absent(record: &Record) -> CloneState {
+    if record.created.after(MAKING) > Timestamp::now() { CloneState::Making } else { CloneState::Missing }
+}
+
+/// Bytes of the clone's own. Looked at without a lock, because a listing must not keep anybody from opening a clone; what it says of one
+/// that is being written is about right.
+fn diverged_of(path: &Path) -> Option<u64> {
+    let file = Arc::new(FileStorage::peek(path).ok()?);
+    let disk = Disk::open_on(file, Vec::new(), &OpenOptions::new().parents(ParentPolicy::Deny)).ok()?;
+    Some(disk.info().ok()?.sizes.diverged)
+}
+
+#[cfg(unix)]
+fn allocated(_path: &Path, metadata: &Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    metadata.blocks() * 512
+}
+
+#[cfg(not(unix))]
+fn allocated(path: &Path, _metadata: &Metadata) -> u64 {
+    super::steps::allocated(path)
+}

@@ -1,0 +1,158 @@
+//! Removing clones and images, one by one or those that nobody needs any more.
+//!
+//! A clone is gone when its disk is: what follows is tidying. An image is taken away before anybody looks whether it has clones, and put
+//! back if it has, because a clone may be in the making (the module `image` says why that is enough).
+
+use super::catalog::Store;
+use super::clock::Timestamp;
+use super::clone::{CloneDisk, Origin};
+use super::error::StoreError;
+use super::files::{self, Durability, Held};
+use super::image::Image;
+use super::load::NameLock;
+use super::record::Record;
+use crate::kind::ErrorKind;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// What a prune did.
+#[derive(Clone, Debug, Default)]
+pub struct Pruned {
+    /// What was removed: references of images, paths of clones.
+    pub removed: Vec<String>,
+    /// What would have been removed if something were not in the way, and what that is.
+    pub kept: Vec<(String, StoreError)>,
+}
+
+impl CloneDisk {
+    /// Removes the clone with its savepoints.
+    ///
+    /// # Errors
+    /// `InUse` while somebody has it open; `Protected`; `NoClone`.
+    pub fn remove(&self) -> Result<(), StoreError> {
+        let (mut held, mut record) = self.hold()?;
+        self.refuse_if_protected(&record)?;
+        let claim = match self.claim() {
+            Ok(claim) => Some(claim),
+            // Its file was deleted by hand; the rest goes now.
+            Err(StoreError::NoClone { .. }) => None,
+            Err(e) => return Err(e),
+        };
+        if !record.savepoints.is_empty() && !record.removing {
+            record.removing = true;
+            held.replace(&record, Durability::Durable)?;
+        }
+        // 1. the disk      crash: the clone is gone, the rest is swept
+        // 2. savepoints, sidecar, record
+        files::remove(&self.path)?;
+        drop(claim);
+        for savepoint in &record.savepoints {
+            files::remove(&self.dir().join(&savepoint.file))?;
+        }
+        // Held, so that a sweep does not take the last step for that of somebody who died before it.
+        let path = self.store.record_path(record.id);
+        let recorded = Held::take(&path);
+        held.remove()?;
+        files::remove(&path)?;
+        drop(recorded);
+        Ok(())
+    }
+}
+
+impl Image {
+    /// Removes this generation.
+    ///
+    /// # Errors
+    /// `HasClones`, which names them; `InUse` while another process makes or changes an image of this name; `Io`.
+    pub fn remove(&self) -> Result<(), StoreError> {
+        let lock = self.store.lock_name(self.name())?;
+        self.refuse_if_gone()?;
+        let retired = self.retired_path();
+        files::rename(&self.manifest_path(), &retired)?;
+        self.finish_removal(&lock)
+    }
+
+    fn retired_path(&self) -> PathBuf {
+        self.store.image_dir(self.name()).join(format!(".{}.retired", self.generation()))
+    }
+
+    /// The manifest has been taken away: removes the rest, or puts it back if there are clones.
+    pub(super) fn finish_removal(&self, _lock: &NameLock) -> Result<(), StoreError> {
+        let users = self.store.users_of(self.manifest().data_write_guid);
+        match users {
+            Ok(users) if users.is_empty() => {}
+            Ok(clones) => {
+                files::rename(&self.retired_path(), &self.manifest_path())?;
+                return Err(StoreError::HasClones { image: self.reference(), clones });
+            }
+            Err(e) => {
+                files::rename(&self.retired_path(), &self.manifest_path())?;
+                return Err(e);
+            }
+        }
+        for file in [self.path(), self.digests_path(), self.file("disabled"), self.retired_path()] {
+            files::remove(&file)?;
+        }
+        // Stays while there are other generations in it.
+        let _ = std::fs::remove_dir(self.store.image_dir(self.name()));
+        files::sync_dir(self.store.dir(), Durability::Durable)
+    }
+}
+
+impl Store {
+    /// Removes generations that have no clones, except the newest `keep` of each image (or of the one named).
+    ///
+    /// # Errors
+    /// `NoImage`; `Io`. What keeps a generation from being removed is in the result.
+    pub fn prune_images(&self, name: Option<&str>, keep: usize) -> Result<Pruned, StoreError> {
+        let names: BTreeSet<String> = match name {
+            Some(name) => BTreeSet::from([name.to_owned()]),
+            None => self.images()?.images.iter().map(|image| image.name().to_owned()).collect(),
+        };
+        let mut pruned = Pruned::default();
+        for name in names {
+            let generations = self.generations(&name)?;
+            let surplus = generations.len().saturating_sub(keep);
+            for image in &generations[..surplus] {
+                match image.remove() {
+                    Ok(()) => pruned.removed.push(image.reference()),
+                    Err(e) => pruned.kept.push((image.reference(), e)),
+                }
+            }
+        }
+        Ok(pruned)
+    }
+
+    /// Removes the clones whose time has come. Those that are protected or in use stay.
+    ///
+    /// # Errors
+    /// `Io` or `Damaged` when the records cannot be read. What keeps a clone from being removed is in the result.
+    pub fn prune_clones(&self) -> Result<Pruned, StoreError> {
+        let now = Timestamp::now();
+        let expired = |record: &Record| record.expires.is_some_and(|expires| expires <= now);
+        let mut pruned = Pruned::default();
+        for record in self.records()?.into_iter().filter(expired) {
+            let clone = CloneDisk { store: self.clone(), path: record.path.clone(), origin: Origin::Found };
+            // The sidecar counts: the time may have been put off.
+            match clone.record().map(|record| expired(&record)) {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(e) => {
+                    pruned.kept.push((shown(&record.path), e));
+                    continue;
+                }
+            }
+            match clone.remove() {
+                Ok(()) => pruned.removed.push(shown(&record.path)),
+                // Somebody else has removed it.
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => pruned.kept.push((shown(&record.path), e)),
+            }
+        }
+        Ok(pruned)
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,134 @@
+//! Putting right what moved: a clone's note of where its parent is.
+//!
+//! The store opens clones by identity and needs no paths. Windows, `qemu` and every other program follow the paths in the parent locator,
+//! and those are wrong once a store was moved or an image renamed. Repair writes the right ones, with proof: the identity in the locator
+//! must be the one that the parent has, or nothing is written.
+
+use super::catalog::Store;
+use super::clone::{CloneDisk, Origin};
+use super::error::StoreError;
+use super::files::{self, Durability};
+use super::open::linkage_of;
+use super::seal::make_read_only;
+use crate::chain::{Disk, LinkProof, OpenOptions, ParentPolicy};
+use std::path::{Path, PathBuf};
+
+/// What a repair did to one clone.
+#[derive(Clone, Debug)]
+pub struct Repaired {
+    /// The clone.
+    pub clone: PathBuf,
+    /// What was put right; empty when nothing had to be.
+    pub done: Vec<String>,
+    /// Why it could not be put right.
+    pub failed: Option<StoreError>,
+}
+
+impl CloneDisk {
+    /// Puts right what a crash, a move or a renamed image left: the sidecar, the store's record, the paths in the files.
+    ///
+    /// # Errors
+    /// `InUse` while somebody has it open; `NoImage` when no image of the store has the identity that it stands on.
+    pub fn repair(&self) -> Result<Repaired, StoreError> {
+        let mut repaired = Repaired { clone: self.path.clone(), done: Vec::new(), failed: None };
+        let sidecar_was_there = files::exists(&self.sidecar())?;
+        let (mut held, mut record) = self.hold()?;
+        if !sidecar_was_there {
+            repaired.done.push("its sidecar was missing and has been written again".to_owned());
+        }
+        let line = self.line(&record, self.linkage()?)?;
+        // From the image upwards, so that a savepoint is in order before something is checked against it.
+        let savepoints: Vec<PathBuf> = record.savepoints.iter().map(|savepoint| self.dir().join(&savepoint.file)).collect();
+        for file in savepoints.iter().chain([&self.path]) {
+            let parent = self.line(&record, linkage_of(file)?)?.swap_remove(0);
+            if leads_to(file, &parent) {
+                continue;
+            }
+            relink(file, &parent)?;
+            repaired.done.push(format!("{} names its parent {}", file.display(), parent.display()));
+        }
+        let image = line.last().expect("a line ends in an image");
+        let root = record.savepoints.iter().map(|savepoint| savepoint.parent).chain([self.linkage()?]);
+        let mut images = root.filter(|guid| !record.savepoints.iter().any(|savepoint| savepoint.data_write_guid == *guid));
+        if let Some(guid) = images.next()
+            && let Some(image) = self.store.find(guid, &record.image, record.generation)?
+            && (image.name(), image.generation(), guid) != (record.image.as_str(), record.generation, record.image_guid)
+        {
+            record.stand_on(&image);
+            repaired.done.push(format!("it is noted as a clone of {}", image.reference()));
+        }
+        record.next_image = None;
+        let stored = files::read_if_there::<super::record::Record>(&self.store.record_path(record.id)).ok().flatten();
+        if record.path != self.path || record.store_path != self.store.dir() || stored.as_ref() != Some(&record) {
+            record.store_path = self.store.dir().to_path_buf();
+            self.note(&mut held, &mut record, Durability::Durable)?;
+            repaired.done.push("the store's record of it is up to date".to_owned());
+        }
+        debug_assert!(image.is_absolute(), "the store's directory is absolute");
+        Ok(repaired)
+    }
+}
+
+impl Store {
+    /// Repairs every clone that the store knows.
+    ///
+    /// # Errors
+    /// `Io` or `Damaged` when the records cannot be read. What goes wrong with single clones is in the result.
+    pub fn repair_clones(&self) -> Result<Vec<Repaired>, StoreError> {
+        let paths = self.records()?.into_iter().map(|record| record.path).collect();
+        Ok(self.repair_all(paths))
+    }
+
+    pub(super) fn repair_clones_of(&self, image: &str) -> Result<Vec<Repaired>, StoreError> {
+        let generations = self.generations(image)?;
+        let is_of = |guid| generations.iter().any(|image| image.manifest().data_write_guid == guid);
+        let paths = self.records()?.into_iter().filter(|record| is_of(record.image_guid)).map(|record| record.path).collect();
+        Ok(self.repair_all(paths))
+    }
+
+    fn repair_all(&self, paths: Vec<PathBuf>) -> Vec<Repaired> {
+        let one = |path: PathBuf| {
+            let clone = CloneDisk { store: self.clone(), path, origin: Origin::Found };
+            clone.repair().unwrap_or_else(|e| Repaired { clone: clone.path, done: Vec::new(), failed: Some(e) })
+        };
+        paths.into_iter().map(one).collect()
+    }
+}
+
+/// Whether the paths in a file lead any reader to its parent.
+fn leads_to(file: &Path, parent: &Path) -> bool {
+    let found = Disk::open(file, &OpenOptions::new().parents(ParentPolicy::Anywhere)).ok().and_then(|disk| {
+        let layer = disk.layers().nth(1)?;
+        layer.path.clone()
+    });
+    found.is_some_and(|found| Some(found) == std::fs::canonicalize(parent).ok())
+}
+
+fn relink(file: &Path, parent: &Path) -> Result<(), StoreError> {
+    let failed = |e| StoreError::io("make writable", file)(e);
+    let permissions = std::fs::metadata(file).map_err(failed)?.permissions();
+    let read_only = permissions.readonly();
+    if read_only {
+        make_writable(file, permissions).map_err(StoreError::io("make writable", file))?;
+    }
+    let result = Disk::relink(file, parent, LinkProof::Required);
+    if read_only {
+        make_read_only(file)?;
+    }
+    result.map_err(|source| match source.kind() {
+        crate::kind::ErrorKind::InUse => StoreError::in_use(file),
+        _ => StoreError::Relink { path: file.to_path_buf(), source },
+    })
+}
+
+/// A savepoint's file, for the moment in which its locator is written.
+fn make_writable(file: &Path, mut permissions: std::fs::Permissions) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        permissions.set_mode(permissions.mode() | 0o200);
+    }
+    #[cfg(not(unix))]
+    permissions.set_readonly(false);
+    std::fs::set_permissions(file, permissions)
+}
