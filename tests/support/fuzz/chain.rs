@@ -109,7 +109,7 @@ fn byte_at(rules: &[Rule], at: u64) -> u8 {
         let shown = |fill: u8| if within < FILLED { fill } else { 0 };
         match rule.blocks.get(&(at / rule.block)) {
             Some(Block::Present(fill)) => return shown(*fill),
-            Some(Block::Partial(fill)) if at / rule.sector % 2 == 0 => return shown(*fill),
+            Some(Block::Partial(fill)) if (at / rule.sector).is_multiple_of(2) => return shown(*fill),
             Some(Block::Zeros) => return 0,
             Some(Block::Partial(_) | Block::Absent) | None if rule.has_parent => {}
             Some(Block::Partial(_) | Block::Absent) | None => return 0,

@@ -31,12 +31,12 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
 /// The entry that starts at `at`, if one does.
 fn entry(ring: &[u8], at: usize, log_at: u64, guid: RawGuid) -> Option<Entry> {
     let len = u32_at(ring, at + 8) as usize;
-    if &ring[at..at + 4] != b"loge" || len == 0 || len % 4096 != 0 || len > ring.len() {
+    if &ring[at..at + 4] != b"loge" || len == 0 || !len.is_multiple_of(4096) || len > ring.len() {
         return None;
     }
     let mut b: Vec<u8> = (at..at + len).map(|i| ring[i % ring.len()]).collect();
     let (tail, sequence, count) = (u32_at(&b, 12) as usize, u64_at(&b, 16), u32_at(&b, 24) as usize);
-    if tail % 4096 != 0 || tail >= ring.len() || sequence == 0 || u32_at(&b, 28) != 0 || b[32..48] != guid {
+    if !tail.is_multiple_of(4096) || tail >= ring.len() || sequence == 0 || u32_at(&b, 28) != 0 || b[32..48] != guid {
         return None;
     }
     let first_data = (64 + 32 * count).div_ceil(4096) * 4096;
@@ -63,7 +63,7 @@ fn entry(ring: &[u8], at: usize, log_at: u64, guid: RawGuid) -> Option<Entry> {
         };
         let end = home.checked_add(bytes)?;
         let in_log = home < log_at + ring.len() as u64 && log_at < end;
-        if u64_at(&b, d + 24) != sequence || home % 4096 != 0 || bytes % 4096 != 0 || home < 0x30000 || in_log {
+        if u64_at(&b, d + 24) != sequence || !home.is_multiple_of(4096) || !bytes.is_multiple_of(4096) || home < 0x30000 || in_log {
             return None;
         }
         steps.push(step);
@@ -115,7 +115,8 @@ pub fn replay(ring: &[u8], log_at: u64, guid: RawGuid, file_len: u64, bounds: &B
     let told = entries.iter().map(|entry| entry.last).chain([file_len]).max()?;
     let furthest = steps.iter().map(end).max().unwrap_or(0);
     let cleared = steps.iter().fold(0_u64, |sum, step| if let Step::Zero(_, len) = step { sum.saturating_add(*len) } else { sum });
-    let refused = file_len < head.flushed || head.last > most || cleared > bounds.zeros || furthest > told.saturating_add(bounds.slack).min(most);
+    let refused =
+        file_len < head.flushed || head.last > most || cleared > bounds.zeros || furthest > told.saturating_add(bounds.slack).min(most);
     (!refused).then(|| (steps, furthest.max(file_len).max(head.last)))
 }
 

@@ -113,7 +113,7 @@ fn log_entry(image: &mut Image, s: &mut Source<'_>, signed: bool) {
             1 => Change::Data { at, sector: vec![s.byte(); 4096] },
             // What is there already, or a BAT that is.
             2 => Change::Data { at, sector: image.get(at % (1 << 42), 4096) },
-            _ => Change::Data { at, sector: bat_sector(&[present(DATA_AT), s.number(), s.number() / MIB * MIB | 6]) },
+            _ => Change::Data { at, sector: bat_sector(&[present(DATA_AT), s.number(), (s.number() / MIB * MIB) | 6]) },
         };
         entry.changes.push(change);
     }

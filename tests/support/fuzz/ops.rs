@@ -62,7 +62,8 @@ impl Model {
             }
             let old = self.before.get_mut(&p);
             let (piece, newest) = (&got[range.clone()], &self.now[range.clone()]);
-            let mixed = |all: &Vec<Box<[u8]>>| (0..piece.len()).all(|i| piece[i] == newest[i] || all.iter().any(|value| value[i] == piece[i]));
+            let mixed =
+                |all: &Vec<Box<[u8]>>| (0..piece.len()).all(|i| piece[i] == newest[i] || all.iter().any(|value| value[i] == piece[i]));
             let known = old.as_ref().is_some_and(|all| all.iter().any(|value| **value == *piece) || torn && mixed(all));
             let i = got[range.clone()].iter().zip(&self.now[range.clone()]).position(|(a, b)| a != b).unwrap_or(0) + range.start;
             assert!(
