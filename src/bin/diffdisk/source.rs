@@ -155,6 +155,9 @@ impl Iterator for Chunks<'_> {
                 Ok(range) => range,
                 Err(e) => return Some(Err(e)),
             };
+            if range.start >= self.size {
+                continue;
+            }
             let start = (range.start / PIECE * PIECE).max(self.current.end);
             let end = range.end.checked_next_multiple_of(PIECE).unwrap_or(u64::MAX).min(self.size);
             self.current = start.max(self.current.end)..end.max(start);

@@ -36,7 +36,7 @@ fn entry(ring: &[u8], at: usize, log_at: u64, guid: RawGuid) -> Option<Entry> {
     }
     let mut b: Vec<u8> = (at..at + len).map(|i| ring[i % ring.len()]).collect();
     let (tail, sequence, count) = (u32_at(&b, 12) as usize, u64_at(&b, 16), u32_at(&b, 24) as usize);
-    if tail % 4096 != 0 || tail >= ring.len() || sequence == 0 || u32_at(&b, 28) != 0 || b[32..48] != guid {
+    if !tail.is_multiple_of(4096) || tail >= ring.len() || sequence == 0 || u32_at(&b, 28) != 0 || b[32..48] != guid {
         return None;
     }
     let first_data = (64 + 32 * count).div_ceil(4096) * 4096;
@@ -63,7 +63,7 @@ fn entry(ring: &[u8], at: usize, log_at: u64, guid: RawGuid) -> Option<Entry> {
         };
         let end = home.checked_add(bytes)?;
         let in_log = home < log_at + ring.len() as u64 && log_at < end;
-        if u64_at(&b, d + 24) != sequence || !home.is_multiple_of(4096) || bytes % 4096 != 0 || home < 0x30000 || in_log {
+        if u64_at(&b, d + 24) != sequence || !home.is_multiple_of(4096) || !bytes.is_multiple_of(4096) || home < 0x30000 || in_log {
             return None;
         }
         steps.push(step);

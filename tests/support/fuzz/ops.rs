@@ -351,7 +351,7 @@ impl Run {
 pub fn run(input: &[u8]) {
     let mut s = Source::new(input);
     // The simulator remembers every write until the next crash; that is not the engine's memory.
-    bounded("a run", 64 * MIB, || {
+    bounded("a run", 192 * MIB, || {
         let mut run = Run::new(s.pick(6));
         for _ in 0..MOST_OPS {
             if s.is_empty() {
