@@ -114,11 +114,14 @@ pub fn replay() -> Seeds {
     // One change: a home, a kind, what it holds.
     let bat = [1, 0, 0, 3, 0, 0, 1, 0, 2, 2];
     let zero = [1, 5, 3, 0, 0, 2];
+    let page = [1, 5, 3, 1, 0xEE];
     let grow = [1, 7, 40, 1, 0xEE];
     let seeds = [
         ("empty", entry(head(0, 1), 0, &[0])),
         ("one", entry(head(0, 1), 0, &bat)),
         ("three", entry(entry(entry(head(0, 3), 0, &bat), 0, &zero), 0, &grow)),
+        ("zeros-over-a-page", entry(entry(head(0, 2), 0, &page), 0, &zero)),
+        ("a-page-over-zeros", entry(entry(head(0, 2), 0, &zero), 0, &page)),
         ("wraps", entry(entry(head(254, 2), 0, &bat), 0, &zero)),
         ("inside-an-entry-wraps", entry(entry(head(255, 2), 0, &bat), 0, &bat)),
         ("tail-is-the-head", entry(entry(head(9, 2), 0, &bat), 4, &zero)),
