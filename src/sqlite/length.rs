@@ -2,7 +2,7 @@
 
 /// The largest page of SQLite, and how much of a disk must be zeros to count as an empty database.
 pub(super) const LARGEST_PAGE: u64 = 64 << 10;
-/// What [`header`] needs of a database, and [`journal_pages`] of a journal.
+/// What [`header`] needs of a database, and `journal_pages` of a journal.
 pub(super) const HEADER: usize = 100;
 
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
