@@ -182,14 +182,22 @@ mod tests {
 
         let trace = world.trace();
         let mut walk = CrashWalk::new(&trace, CrashOptions { harsh: true, ..CrashOptions::default() });
-        let (mut states, mut seen) = (HashSet::new(), [0, 0]);
+        let (mut states, mut seen, mut refused) = (HashSet::new(), [0, 0], 0);
         loop {
             walk.for_each_choice(&mut |_, image| {
                 if !states.insert(image.hash()) {
                     return true;
                 }
                 let again: Arc<dyn Storage> = image.file(id).unwrap();
-                let disk = Disk::open_on(Arc::clone(&again), parents.clone(), &OpenOptions::new()).unwrap();
+                let disk = match Disk::open_on(Arc::clone(&again), parents.clone(), &OpenOptions::new()) {
+                    Ok(disk) => disk,
+                    // A header that cannot be read at all, beside one that names no log, is reported and not passed over.
+                    Err(OpenError::Storage(e)) if e.operation == crate::storage::Operation::Read => {
+                        refused += 1;
+                        return true;
+                    }
+                    Err(e) => panic!("{e}"),
+                };
                 let locator = locator_of(&disk);
                 assert!(locator == old || locator == new);
                 seen[usize::from(locator == new)] += 1;
@@ -209,6 +217,7 @@ mod tests {
                 break;
             }
         }
-        assert!(states.len() > 100 && seen[0] > 10 && seen[1] > 10, "{} states, old and new {seen:?}", states.len());
+        let few = states.len() / 10;
+        assert!(states.len() > 100 && seen[0] > 10 && seen[1] > 10 && refused < few, "{} states, {seen:?}, {refused}", states.len());
     }
 }
