@@ -217,7 +217,7 @@ mod tests {
                 break;
             }
         }
-        let few = states.len() / 10;
+        let few = states.len() / 5;
         assert!(states.len() > 100 && seen[0] > 10 && seen[1] > 10 && refused < few, "{} states, {seen:?}, {refused}", states.len());
     }
 }
