@@ -58,6 +58,11 @@ fn wrongs(script: &Script) -> Vec<Wrong> {
     add(leaf, SetLen, once, &[Fault::Error(QuotaExceeded), Fault::Error(FileTooLarge)]);
     add(leaf, Punch, both, &[Fault::Error(Unsupported), Fault::Error(Other), Fault::Error(StorageFull)]);
     add(leaf, Punch, once, &[Fault::ErrorAfterEffect(Other)]);
+    // A wide disk takes long to set up and is about one thing: making room in the log.
+    let telling = |wrong: &Wrong| {
+        matches!(wrong, Wrong::Fault(_, Write, Fault::Error(Other | StorageFull), _) | Wrong::Fault(_, Sync, Fault::Sync(Other, _), _))
+    };
+    out.retain(|wrong| script.kind != Kind::Wide || telling(wrong));
     out
 }
 
@@ -87,7 +92,7 @@ fn count_up(fixture: &Fixture, script: &Script, broken: &mut Vec<String>) -> usi
 #[test]
 fn every_call_fails_in_turn_and_nothing_flushed_is_lost() {
     let scripts = script::all();
-    let kinds = wrongs(&scripts[0]).len();
+    let kinds = scripts.iter().map(|script| wrongs(script).len()).max().unwrap_or(0);
     let (next, met, broken) = (AtomicUsize::new(0), AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -103,7 +108,7 @@ fn every_call_fails_in_turn_and_nothing_flushed_is_lost() {
         }
     });
     let (met, broken) = (met.into_inner(), broken.into_inner().unwrap());
-    loud(&format!("faults: {} scripts, {kinds} faults of the leaf, {met} injected, {} broken promises", scripts.len(), broken.len()));
+    loud(&format!("faults: {} scripts, {kinds} kinds of fault, {met} injected, {} broken promises", scripts.len(), broken.len()));
     assert!(broken.is_empty(), "{}", broken.iter().take(40).cloned().collect::<Vec<_>>().join("\n"));
     assert!(met > 6_000, "only {met} faults were met");
 }
