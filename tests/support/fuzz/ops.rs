@@ -299,7 +299,10 @@ impl Run {
             _ => Fault::ErrorAfterEffect(io),
         };
         self.torn |= matches!(fault, Fault::ShortHalf | Fault::ShortOne | Fault::ErrorAfterHalf(_));
-        let repeat = if s.byte() & 1 == 0 || io == ErrorKind::Interrupted { Repeat::Once } else { Repeat::FromThen };
+        // Byte by byte for ever, a megabyte would be a million events in the simulator.
+        let is_short = matches!(fault, Fault::ShortHalf | Fault::ShortOne);
+        let once = s.byte() & 1 == 0 || io == ErrorKind::Interrupted || is_short;
+        let repeat = if once { Repeat::Once } else { Repeat::FromThen };
         self.faulty.arm(kind, 1 + s.pick(10) as u64, repeat, fault);
     }
 
