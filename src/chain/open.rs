@@ -115,7 +115,7 @@ impl Disk {
         let blueprint = blueprint(options, Some((&parent_disk, locator)))?;
         let leaf = create_storage(path, &dir, options, &blueprint)?;
         let line = parent_disk.into_line();
-        Self::adopt_child(leaf, path.to_owned(), line)
+        Ok(Self::adopt_child(leaf, path.to_owned(), line)?.just_made(options))
     }
 
     /// Creates a fixed or dynamic disk on an empty storage of the caller and opens it for writing.
@@ -125,7 +125,7 @@ impl Disk {
     pub fn create_on(storage: Arc<dyn Storage>, options: &CreateOptions) -> Result<Self, CreateError> {
         blueprint(options, None)?.lay_down(&*storage)?;
         finish(&storage, options)?;
-        Ok(Self::open_on(storage, Vec::new(), &OpenOptions::new().writable(true))?)
+        Ok(Self::open_on(storage, Vec::new(), &OpenOptions::new().writable(true))?.just_made(options))
     }
 
     /// Creates a differencing disk on an empty storage of the caller, over parents given nearest first, and opens it for
@@ -144,7 +144,17 @@ impl Disk {
         let locator = ParentLocator::new(parent.leaf.header.data_write, &[("relative_path", r".\parent.vhdx")]);
         blueprint(options, Some((&parent, locator)))?.lay_down(&*storage)?;
         finish(&storage, options)?;
-        Ok(Self::open_on(storage, parents, &OpenOptions::new().writable(true))?)
+        Ok(Self::open_on(storage, parents, &OpenOptions::new().writable(true))?.just_made(options))
+    }
+
+    /// A disk that was laid down a moment ago and synced, unless the caller did not want that.
+    fn just_made(self, options: &CreateOptions) -> Self {
+        if options.durable
+            && let Some(writer) = &self.writer
+        {
+            writer.inherit_nothing();
+        }
+        self
     }
 
     /// A disk that becomes the parent of a new child, as the line the child stands on.
@@ -173,7 +183,7 @@ fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), Cre
 fn create_file(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
     let leaf = create_storage(path, dir, options, blueprint)?;
     let probe = Layer::open(leaf, Some(path.to_owned()))?;
-    Ok(Disk::assemble(probe, Parents::None, Access::Writable, &OpenOptions::new())?)
+    Ok(Disk::assemble(probe, Parents::None, Access::Writable, &OpenOptions::new())?.just_made(options))
 }
 
 /// `dir` is the directory that `path` lies in.

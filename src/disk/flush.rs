@@ -10,7 +10,8 @@
 //!   barrier 2   sync: the entry. flush() may return Ok
 //! ```
 //!
-//! Syncs: none when nothing changed, one when only present sectors were rewritten, two otherwise, however many blocks are new,
+//! Syncs: none when nothing changed (but one in the first flush of a session that has not changed anything yet, for what an earlier
+//! session may have left in the air), one when only present sectors were rewritten, two otherwise, however many blocks are new,
 //! as long as their BAT pages fit one log entry.
 //!
 //! **Direct pages.** The bits of a block matter only while its entry is PARTIALLY_PRESENT (MS-VHDX 2.5.1.1). A page of a
@@ -54,13 +55,24 @@ impl Writer {
     /// See the module.
     pub(crate) fn flush(&self) -> Result<(), DiskError> {
         self.check_latch()?;
-        if !self.has_begun() {
-            return Ok(());
-        }
         let mut commit = self.commit.lock();
         self.check_latch()?;
+        if !self.has_begun() {
+            return self.harden_inheritance(&mut commit);
+        }
         self.flush_as_leader(&mut commit)?;
         self.reclaim();
+        Ok(())
+    }
+
+    /// Nothing was changed through this handle, but an earlier one may have been dropped (or its process killed) between a write
+    /// and a flush. What it wrote is read here, so a flush here must make it last. The first sync of a session that changes
+    /// something does so too.
+    fn harden_inheritance(&self, commit: &mut Commit) -> Result<(), DiskError> {
+        if commit.inherits {
+            let _ = commit.log.sync(&*self.layer.file, &mut commit.headers, SyncSite::Rewrite).map_err(|e| self.latch(e.into()))?;
+            commit.inherits = false;
+        }
         Ok(())
     }
 

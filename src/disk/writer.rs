@@ -51,6 +51,8 @@ pub(crate) struct Commit {
     pub(crate) durable_len: u64,
     /// Whether the headers carry this session's identity. What comes after that may fail and be tried again.
     identified: bool,
+    /// Whether somebody else's writes to the file may be waiting for a sync.
+    pub(crate) inherits: bool,
 }
 
 /// See the module.
@@ -86,7 +88,7 @@ impl Writer {
         let log = LogWriter::new(layer.header.log_offset, u64::from(layer.header.log_length), first_sequence());
         let durable_len = layer.file_len / MIB * MIB;
         Self {
-            commit: Mutex::new(Commit { headers, log, durable_len, identified: false }),
+            commit: Mutex::new(Commit { headers, log, durable_len, identified: false, inherits: true }),
             begun: AtomicBool::new(false),
             latched: AtomicBool::new(false),
             cause: OnceLock::new(),
@@ -99,6 +101,11 @@ impl Writer {
             fresh_bitmaps: Mutex::new(HashMap::new()),
             layer,
         }
+    }
+
+    /// Everything in the file is known to be durable: it was synced when it was made.
+    pub(crate) fn inherit_nothing(&self) {
+        self.commit.lock().inherits = false;
     }
 
     /// Whether an earlier failure put an end to writing.

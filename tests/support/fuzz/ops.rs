@@ -129,6 +129,8 @@ struct Run {
     tag: u8,
     /// A sync failed on this handle.
     failed: bool,
+    /// This handle was asked for a change. Closing one that was not hardens nothing.
+    changed: bool,
     /// A storage that moves parts of a piece was asked for, so a failure or a cut may leave a part of one.
     torn: bool,
 }
@@ -152,7 +154,19 @@ impl Run {
             });
             let model = Model { now: start.content.clone(), before: BTreeMap::new() };
             let parents = parents.collect();
-            let mut run = Self { world, parents, file, faulty, disk: None, model, block: start.block, tag: 0, failed: false, torn: false };
+            let mut run = Self {
+                world,
+                parents,
+                file,
+                faulty,
+                disk: None,
+                model,
+                block: start.block,
+                tag: 0,
+                failed: false,
+                changed: false,
+                torn: false,
+            };
             run.open();
             run
         })
@@ -176,7 +190,7 @@ impl Run {
             }
         };
         self.disk = Some(disk);
-        self.failed = false;
+        (self.failed, self.changed) = (false, false);
         self.verify("reopened");
     }
 
@@ -237,6 +251,7 @@ impl Run {
             }
         };
         if len > 0 {
+            self.changed = true;
             self.model.change(at, len, byte);
         }
         if !self.outcome(hits, result, ["a write", "zeroing", "a trim"][kind]) && !self.failed {
@@ -264,7 +279,9 @@ impl Run {
         match self.disk.take().expect("the disk is open").close() {
             Ok(()) => {
                 assert!(!failed, "a close is done after a failed sync");
-                self.model.settle();
+                if self.changed {
+                    self.model.settle();
+                }
             }
             Err(e) => assert!(failed || self.faulty.hits() > hits, "closing failed for no reason: {e}"),
         }
@@ -282,7 +299,10 @@ impl Run {
             _ => Fault::ErrorAfterEffect(io),
         };
         self.torn |= matches!(fault, Fault::ShortHalf | Fault::ShortOne | Fault::ErrorAfterHalf(_));
-        let repeat = if s.byte() & 1 == 0 || io == ErrorKind::Interrupted { Repeat::Once } else { Repeat::FromThen };
+        // Byte by byte for ever, a megabyte would be a million events in the simulator.
+        let is_short = matches!(fault, Fault::ShortHalf | Fault::ShortOne);
+        let once = s.byte() & 1 == 0 || io == ErrorKind::Interrupted || is_short;
+        let repeat = if once { Repeat::Once } else { Repeat::FromThen };
         self.faulty.arm(kind, 1 + s.pick(10) as u64, repeat, fault);
     }
 
