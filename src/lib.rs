@@ -39,10 +39,12 @@ mod image;
 mod kind;
 mod log;
 mod mapping;
+mod progress;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub mod storage;
 mod sync;
+mod tools;
 pub mod units;
 
 pub use chain::{
@@ -54,11 +56,13 @@ pub use disk::error::DiskError;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 #[cfg(feature = "store")]
 pub use image::{
-    Cancel, Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, IfExists, Image, ImageOptions, ImageRef, Manifest,
-    NoProgress, Origin, Phase, Problem, Progress, Pruned, Repaired, ResetOptions, Savepoint, Source, SourceInfo, Step, StepCost, Store,
-    StoreError, Sweep, Swept, Timestamp, Verified,
+    Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, IfExists, Image, ImageOptions, ImageRef, Manifest, Origin,
+    Problem, Pruned, Repaired, ResetOptions, Savepoint, Source, SourceInfo, Step, StepCost, Store, StoreError, Sweep, Swept, Timestamp,
+    Verified,
 };
 pub use kind::{ErrorKind, Structure};
+pub use progress::{Cancel, NoProgress, Phase, Progress};
+pub use tools::ToolError;
 
 /// The examples of the agents' guide are compiled and run with the others.
 #[cfg(doctest)]

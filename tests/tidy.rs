@@ -5,22 +5,24 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate root and the floor each lives on. A module uses modules of its own floor and of floors below.
-const FLOORS: [(&str, u32); 15] = [
+const FLOORS: [(&str, u32); 17] = [
     ("units", 0),
     ("geometry", 0),
     ("guid", 0),
     ("kind", 0),
     ("sync", 0),
+    ("progress", 0),
     ("format", 1),
     ("storage", 2),
     ("log", 3),
     ("mapping", 4),
     ("disk", 5),
     ("chain", 6),
-    ("image", 7),
-    ("export", 8),
-    ("sqlite", 8),
-    ("bin", 9),
+    ("tools", 7),
+    ("image", 8),
+    ("export", 9),
+    ("sqlite", 9),
+    ("bin", 10),
 ];
 /// Lines of product code; house style asks for 600 and a reason beyond.
 const LONGEST_FILE: usize = 700;

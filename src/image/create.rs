@@ -16,11 +16,11 @@ use super::error::StoreError;
 use super::files::{self, Durability, Held};
 use super::image::{self, Image};
 use super::names::{self, Placeholders, asks_for_number, expand, user};
-use super::progress::Cancel;
 use super::record::{self, CloneId, Record};
 use super::steps::Step;
 use crate::chain::{CreateOptions, Disk, ParentPolicy};
 use crate::kind::ErrorKind;
+use crate::progress::Cancel;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

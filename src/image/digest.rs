@@ -5,8 +5,8 @@
 
 use super::error::StoreError;
 use super::load::is_zero;
-use super::progress::{Cancel, Phase, Progress};
 use crate::chain::{Disk, ExtentKind};
+use crate::progress::{Cancel, Phase, Progress};
 use std::fmt::Write;
 use std::path::Path;
 

@@ -4,8 +4,8 @@
 //! it what it wants, and leaves it closed. The first step that fails ends the whole act, and nothing is left of it.
 
 use super::error::StoreError;
-use super::progress::Cancel;
 use super::record::StepCost;
+use crate::progress::Cancel;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};

@@ -2,7 +2,7 @@
 
 use crate::sync::{Arc, AtomicBool, Ordering};
 
-/// The stages of making or checking an image.
+/// The stages of long acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Phase {
@@ -16,6 +16,26 @@ pub enum Phase {
     Digest,
     /// The image is compared with its digests.
     Verify,
+    /// Every structure of a file, or of a chain, is examined.
+    Check,
+    /// What was found wrong is put right.
+    Repair,
+    /// A child's changes go into its parent, or into a new file.
+    Merge,
+    /// What a child inherits is copied into it.
+    Hydrate,
+    /// Blocks move, and space goes back to the file system.
+    Compact,
+    /// A disk becomes larger or smaller.
+    Resize,
+    /// A child is examined against another parent.
+    Rebase,
+    /// One disk is copied into another file.
+    Convert,
+    /// Two disks are read side by side.
+    Compare,
+    /// What differs between two disks is written down.
+    Diff,
 }
 
 impl Phase {
@@ -27,6 +47,16 @@ impl Phase {
             Self::Modify => "modify",
             Self::Digest => "digest",
             Self::Verify => "verify",
+            Self::Check => "check",
+            Self::Repair => "repair",
+            Self::Merge => "merge",
+            Self::Hydrate => "hydrate",
+            Self::Compact => "compact",
+            Self::Resize => "resize",
+            Self::Rebase => "rebase",
+            Self::Convert => "convert",
+            Self::Compare => "compare",
+            Self::Diff => "diff",
         }
     }
 }

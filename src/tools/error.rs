@@ -1,0 +1,96 @@
+//! What can go wrong while working on whole disks.
+
+use crate::chain::{CreateError, OpenError};
+use crate::disk::error::DiskError;
+use crate::kind::ErrorKind;
+use crate::storage::StorageError;
+use std::path::{Path, PathBuf};
+
+/// A verb of the toolbox failed. Names the file; what was there before is still there unless the verb's documentation says otherwise.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ToolError {
+    /// A disk, or the chain it stands on, cannot be opened.
+    #[error("{}: {cause}", path.display())]
+    Open {
+        /// The disk.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: Box<OpenError>,
+    },
+    /// A new disk cannot be made.
+    #[error("{}: {cause}", path.display())]
+    Create {
+        /// The new disk.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: Box<CreateError>,
+    },
+    /// Reading or writing an open disk failed.
+    #[error("{}: {cause}", path.display())]
+    Disk {
+        /// The disk.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: DiskError,
+    },
+    /// A file failed.
+    #[error("{}: {cause}", path.display())]
+    Storage {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: StorageError,
+    },
+    /// Somebody asked for a stop.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl ToolError {
+    /// The coarse sort of failure.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Open { cause, .. } => cause.kind(),
+            Self::Create { cause, .. } => cause.kind(),
+            Self::Disk { cause, .. } => cause.kind(),
+            Self::Storage { cause, .. } => cause.kind(),
+            Self::Cancelled => ErrorKind::Cancelled,
+        }
+    }
+}
+
+/// Says which file an error is about.
+#[expect(dead_code, reason = "the verbs that use it follow")]
+pub(crate) trait About<T> {
+    /// The same result, naming `path`.
+    fn about(self, path: &Path) -> Result<T, ToolError>;
+}
+
+impl<T> About<T> for Result<T, OpenError> {
+    fn about(self, path: &Path) -> Result<T, ToolError> {
+        self.map_err(|cause| ToolError::Open { path: path.to_owned(), cause: Box::new(cause) })
+    }
+}
+
+impl<T> About<T> for Result<T, CreateError> {
+    fn about(self, path: &Path) -> Result<T, ToolError> {
+        self.map_err(|cause| ToolError::Create { path: path.to_owned(), cause: Box::new(cause) })
+    }
+}
+
+impl<T> About<T> for Result<T, DiskError> {
+    fn about(self, path: &Path) -> Result<T, ToolError> {
+        self.map_err(|cause| ToolError::Disk { path: path.to_owned(), cause })
+    }
+}
+
+impl<T> About<T> for Result<T, StorageError> {
+    fn about(self, path: &Path) -> Result<T, ToolError> {
+        self.map_err(|cause| ToolError::Storage { path: path.to_owned(), cause })
+    }
+}
