@@ -52,6 +52,7 @@ pub use chain::{
     MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, WriteToken,
 };
 pub use disk::check::{CheckReport, Finding};
+pub use disk::compact::{CompactOptions, CompactReport};
 pub use disk::error::DiskError;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 #[cfg(feature = "store")]

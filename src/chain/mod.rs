@@ -13,6 +13,7 @@ mod relink;
 
 pub use ancestor::MAX_CHAIN_DEPTH;
 pub use disk::Disk;
+pub(crate) use disk::Parents;
 pub use error::{ChainError, CreateError, OpenError};
 pub use extents::{Extent, ExtentKind, Extents, HostExtent, WriteToken};
 pub use gate::ParentPolicy;

@@ -55,7 +55,7 @@ impl<'a> HostWrite<'a> {
     fn prepare(&self, span: BlockSpan) -> Result<Piece, DiskError> {
         let writer = self.writer;
         let g = &writer.layer.geometry;
-        let (home, due) = match writer.layer.payload(span.block)? {
+        let (home, due) = match writer.settle(span.block)? {
             PayloadState::FullyPresent(home) => (home, Due::Nothing),
             PayloadState::PartiallyPresent(home) => (home, Due::Bits(home)),
             PayloadState::NotPresent | PayloadState::Zero | PayloadState::Undefined | PayloadState::Unmapped => {

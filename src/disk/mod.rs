@@ -2,6 +2,7 @@
 
 pub(crate) mod backing;
 pub(crate) mod check;
+pub(crate) mod compact;
 pub(crate) mod create;
 pub(crate) mod error;
 pub(crate) mod flush;

@@ -59,7 +59,7 @@ impl Writer {
         let g = &self.layer.geometry;
         let _stripe = self.stripe(block);
         let index = g.bat_index(block);
-        let gives_up = match (self.layer.payload(block)?, how) {
+        let gives_up = match (self.hold_still(block)?, how) {
             (PayloadState::FullyPresent(home) | PayloadState::PartiallyPresent(home), _) if self.layer.is_fixed() => {
                 return self.zero_in_place(home, 0, g.block_size());
             }
@@ -94,7 +94,7 @@ impl Writer {
         let at = self.layer.geometry.block_start(span.block).get() + u64::from(span.within.get());
         {
             let _stripe = self.stripe(span.block);
-            match self.layer.payload(span.block)? {
+            match self.hold_still(span.block)? {
                 PayloadState::FullyPresent(home) => return self.zero_in_place(home, u64::from(span.within.get()), u64::from(span.len)),
                 PayloadState::Zero | PayloadState::Unmapped | PayloadState::Undefined => return Ok(()),
                 PayloadState::NotPresent if !self.layer.has_parent() => return Ok(()),

@@ -21,10 +21,15 @@
 //!
 //! Step 2 costs the one sync that MS-VHDX 2.2.2.1 asks for: identity before change. The log gets its name in the first
 //! commit, see `log/writer.rs`.
+//!
+//! A session that only moves things about (compaction) changes nothing that a user of the disk can read, so it keeps the data write
+//! GUID, and children of the file stay linked ([`Stage::Layout`]). If somebody writes after all, the data write GUID changes then, with
+//! a header of its own, before the first byte does.
 
 use super::error::DiskError;
-use super::layer::Layer;
-use crate::format::{Fault, FormatError};
+use super::layer::{Layer, Placed};
+use crate::format::{Fault, FormatError, Header};
+use crate::geometry::BatRole;
 use crate::guid::{DataWriteGuid, FileWriteGuid, Guid};
 use crate::kind::Structure;
 use crate::log::headers::HeaderPair;
@@ -34,7 +39,7 @@ use crate::mapping::dirty::{DirtyList, PageKey};
 use crate::mapping::quarantine::Quarantine;
 use crate::mapping::space::{Allotment, Claim, MAX_FILE_MIB, Space, UsedMap};
 use crate::storage::{self, SyncSite};
-use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, OnceLock, Ordering, RwLock};
+use crate::sync::{Arc, AtomicBool, AtomicU8, Mutex, MutexGuard, OnceLock, Ordering, RwLock};
 use crate::units::{BatIndex, BlockHome, BlockIndex, ChunkIndex, MIB};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -43,14 +48,25 @@ const STRIPES: usize = 64;
 /// Bytes of BAT that are worth reading to learn what is free. A larger table is left unread and the file only grows.
 const SCAN_LIMIT: u64 = 32 << 20;
 
+/// How far a session has come. Each stage includes the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Nothing was changed.
+    Idle,
+    /// The file has a new file write GUID: blocks may move.
+    Layout,
+    /// It has a new data write GUID as well: what the disk shows may change.
+    Content,
+}
+
 /// What the flush leader owns.
 pub(crate) struct Commit {
     pub(crate) headers: HeaderPair,
     pub(crate) log: LogWriter,
     /// Bytes of the file that are known to be durable: FlushedFileOffset.
     pub(crate) durable_len: u64,
-    /// Whether the headers carry this session's identity. What comes after that may fail and be tried again.
-    identified: bool,
+    /// The identity that the headers carry. What comes after that may fail and be tried again.
+    identified: Stage,
     /// Whether somebody else's writes to the file may be waiting for a sync.
     pub(crate) inherits: bool,
 }
@@ -59,7 +75,8 @@ pub(crate) struct Commit {
 pub(crate) struct Writer {
     pub(crate) layer: Arc<Layer>,
     pub(crate) commit: Mutex<Commit>,
-    begun: AtomicBool,
+    /// A [`Stage`].
+    stage: AtomicU8,
     latched: AtomicBool,
     cause: OnceLock<DiskError>,
     stripes: Box<[Mutex<()>]>,
@@ -73,11 +90,15 @@ pub(crate) struct Writer {
     /// bitmap at once, under different stripes: whoever comes first allocates it here, both publish it. Taken under a stripe
     /// and outside of `gate` and `space`.
     fresh_bitmaps: Mutex<HashMap<u32, BlockHome>>,
+    /// Unmapped and undefined blocks that keep a place which nobody else has, as the scan found them.
+    pub(crate) anchors: Mutex<Vec<(BlockIndex, BlockHome)>>,
+    /// Held by whoever compacts: one at a time.
+    pub(crate) compacting: Mutex<()>,
 }
 
 impl std::fmt::Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writer").field("begun", &self.has_begun()).field("latched", &self.is_latched()).finish_non_exhaustive()
+        f.debug_struct("Writer").field("stage", &self.stage()).field("latched", &self.is_latched()).finish_non_exhaustive()
     }
 }
 
@@ -88,8 +109,8 @@ impl Writer {
         let log = LogWriter::new(layer.header.log_offset, u64::from(layer.header.log_length), first_sequence());
         let durable_len = layer.file_len / MIB * MIB;
         Self {
-            commit: Mutex::new(Commit { headers, log, durable_len, identified: false, inherits: true }),
-            begun: AtomicBool::new(false),
+            commit: Mutex::new(Commit { headers, log, durable_len, identified: Stage::Idle, inherits: true }),
+            stage: AtomicU8::new(Stage::Idle as u8),
             latched: AtomicBool::new(false),
             cause: OnceLock::new(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
@@ -99,6 +120,8 @@ impl Writer {
             quarantine: Quarantine::new(),
             payload_dirty: AtomicBool::new(false),
             fresh_bitmaps: Mutex::new(HashMap::new()),
+            anchors: Mutex::new(Vec::new()),
+            compacting: Mutex::new(()),
             layer,
         }
     }
@@ -137,36 +160,75 @@ impl Writer {
         self.stripes[block.get() as usize % STRIPES].lock()
     }
 
+    fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Acquire) {
+            0 => Stage::Idle,
+            1 => Stage::Layout,
+            _ => Stage::Content,
+        }
+    }
+
     /// Whether the session has begun.
     pub(crate) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Acquire)
+        self.stage() >= Stage::Layout
     }
 
     /// Begins the session if this is its first change.
     #[inline]
     pub(crate) fn begin(&self) -> Result<(), DiskError> {
-        // Acquire pairs with the Release in `begin_now`: whoever sees the flag sees the space map.
-        if self.has_begun() { Ok(()) } else { self.begin_now() }
+        // Acquire pairs with the Release in `begin_at`: whoever sees the stage sees the space map.
+        if self.stage.load(Ordering::Acquire) == Stage::Content as u8 { Ok(()) } else { self.begin_at(Stage::Content, SCAN_LIMIT) }
+    }
+
+    /// Begins a session that changes nothing a user can read, and learns of all free space, however long that takes.
+    pub(crate) fn begin_layout(&self) -> Result<(), DiskError> {
+        if self.has_begun() { Ok(()) } else { self.begin_at(Stage::Layout, u64::MAX) }
     }
 
     #[cold]
-    fn begin_now(&self) -> Result<(), DiskError> {
+    fn begin_at(&self, stage: Stage, scan_limit: u64) -> Result<(), DiskError> {
         let mut commit = self.commit.lock();
-        if self.has_begun() {
+        if self.stage() >= stage {
             return Ok(());
         }
         self.check_latch()?;
-        let mut space = self.scan_space()?;
-        let file = &*self.layer.file;
-        if !commit.identified {
-            let identity = (FileWriteGuid::random(), DataWriteGuid::random());
-            commit
-                .headers
-                .change(file, SyncSite::Identity, |header| (header.file_write, header.data_write) = identity)
-                .and_then(|()| commit.headers.mirror(file))
-                .map_err(|e| self.latch(e.into()))?;
-            commit.identified = true;
+        let scanned = if self.has_begun() { None } else { Some(self.scan_space(scan_limit)?) };
+        self.identify(&mut commit, stage)?;
+        if let Some((space, anchors)) = scanned {
+            self.enter_space(space)?;
+            *self.anchors.lock() = anchors;
         }
+        self.stage.store(stage as u8, Ordering::Release);
+        Ok(())
+    }
+
+    /// Gives the headers the identity that a stage asks for.
+    fn identify(&self, commit: &mut Commit, stage: Stage) -> Result<(), DiskError> {
+        if commit.identified >= stage {
+            return Ok(());
+        }
+        let file = &*self.layer.file;
+        let is_new = commit.identified == Stage::Idle;
+        let Commit { headers, log, .. } = &mut *commit;
+        // The mirror of an earlier change may still be on its way: two slots must never be in flight at once.
+        if headers.mirror_in_flight() {
+            let _ = log.sync(file, headers, SyncSite::Identity).map_err(|e| self.latch(e.into()))?;
+        }
+        let edit = |header: &mut Header| {
+            if is_new {
+                header.file_write = FileWriteGuid::random();
+            }
+            if stage == Stage::Content {
+                header.data_write = DataWriteGuid::random();
+            }
+        };
+        headers.change(file, SyncSite::Identity, edit).and_then(|()| headers.mirror(file)).map_err(|e| self.latch(e.into()))?;
+        commit.identified = stage;
+        Ok(())
+    }
+
+    fn enter_space(&self, mut space: Space) -> Result<(), DiskError> {
+        let file = &*self.layer.file;
         // qemu cuts the last block of a fixed disk short; bring it to full length before anything goes behind it.
         if space.end() * MIB > self.layer.file_len {
             storage::set_len(file, space.end() * MIB)?;
@@ -174,13 +236,12 @@ impl Writer {
         space.grown(space.end());
         self.layer.bat.set_file_len(space.end() * MIB);
         *self.space.lock() = space;
-        self.begun.store(true, Ordering::Release);
         Ok(())
     }
 
     /// Learns from the BAT which MiB of the file are used. Holes in the table are skipped, so a fresh clone of a 64 TiB disk
-    /// costs one system call.
-    fn scan_space(&self) -> Result<Space, DiskError> {
+    /// costs one system call. Returns the anchors that lie over nothing as well.
+    fn scan_space(&self, limit: u64) -> Result<(Space, Vec<(BlockIndex, BlockHome)>), DiskError> {
         let layer = &*self.layer;
         let file_end = layer.file_len.div_ceil(MIB);
         let mut used = UsedMap::default();
@@ -188,18 +249,29 @@ impl Writer {
             // Regions were checked against each other and the file when it was opened.
             let _ = used.claim(start / MIB, (end - start) / MIB);
         }
-        let complete = layer.bat.walk(&*layer.file, SCAN_LIMIT, |index, word| -> Result<(), DiskError> {
+        let mut anchors = Vec::new();
+        let complete = layer.bat.walk(&*layer.file, limit, |index, word| -> Result<(), DiskError> {
             let Some(placed) = layer.placed(index, word) else { return Ok(()) };
-            let claim = used.claim(placed.home.mib(), placed.mib);
-            // An anchor that lies over something is nonsense that nobody reads; a block that does would be written over.
-            if claim != Claim::Free && !placed.is_anchor {
+            if placed.is_anchor {
+                anchors.push((index, placed));
+            } else if used.claim(placed.home.mib(), placed.mib) != Claim::Free {
                 return Err(
                     FormatError::new(Structure::BatEntry, layer.bat.entry_at(index), Fault::Overlap(Structure::PayloadBlock)).into()
                 );
             }
             Ok(())
         })?;
-        Ok(if complete { Space::mapped(file_end, &used) } else { Space::opaque(file_end) })
+        if !complete {
+            return Ok((Space::opaque(file_end), Vec::new()));
+        }
+        // After the blocks: an anchor that lies over something is nonsense that nobody reads, and gives nothing back.
+        anchors.retain(|(_, placed)| used.claim(placed.home.mib(), placed.mib) == Claim::Free);
+        let own = |(index, placed): (BatIndex, Placed)| match layer.geometry.bat_role(index) {
+            Some(BatRole::Payload(block)) => Some((block, placed.home)),
+            // A sector bitmap entry in a file without a parent is left alone.
+            Some(BatRole::Bitmap(_)) | None => None,
+        };
+        Ok((Space::mapped(file_end, &used), anchors.into_iter().filter_map(own).collect()))
     }
 
     /// Marks that payload was written, so that the next flush syncs it. Called after the bytes are in the file.
@@ -246,8 +318,13 @@ impl Writer {
         if space.reused {
             self.quarantine.count_reuse();
         }
-        if wants_zeros && !space.zeroed {
-            let done = storage::punch_or_zero(file, space.home.start().get(), mib * MIB);
+        if wants_zeros { self.zeroed(space) } else { Ok(space) }
+    }
+
+    /// Makes space that was just allocated read as zeros.
+    pub(crate) fn zeroed(&self, space: Allotment) -> Result<Allotment, DiskError> {
+        if !space.zeroed {
+            let done = storage::punch_or_zero(&*self.layer.file, space.home.start().get(), space.mib * MIB);
             self.mark_payload();
             if let Err(e) = done {
                 self.space.lock().give_back(space);
@@ -255,6 +332,16 @@ impl Writer {
             }
         }
         Ok(space)
+    }
+
+    /// The sector bitmap block of a chunk is elsewhere now, or nowhere.
+    pub(crate) fn forget_fresh_bitmap(&self, chunk: ChunkIndex, now: Option<BlockHome>) {
+        if let Entry::Occupied(mut found) = self.fresh_bitmaps.lock().entry(chunk.get()) {
+            match now {
+                Some(home) => *found.get_mut() = home,
+                None => drop(found.remove()),
+            }
+        }
     }
 
     /// The sector bitmap block that this session allocated for a chunk, if it did. Pages of it that are not in memory are

@@ -4,6 +4,7 @@
 //! What touches one open file, block by block, lives on the floors below (`disk/`, `chain/`); here stands what walks over a disk from
 //! beginning to end, opens and creates files by name, and knows what to do when it is interrupted.
 
+mod compact;
 mod error;
 
 pub use error::ToolError;
