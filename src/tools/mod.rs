@@ -20,7 +20,7 @@ mod walk;
 pub use buffer::is_zero;
 pub use compare::{CompareOptions, compare};
 pub use content::Content;
-pub use convert::{ConvertOptions, Converted, convert};
+pub use convert::{ConvertOptions, Converted, convert, convert_on};
 pub use diff::{Change, ChangeKind, DiffOptions, diff};
 pub use error::ToolError;
 pub use walk::{copy_out, walk};

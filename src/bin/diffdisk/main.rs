@@ -20,6 +20,7 @@ mod context;
 mod convert;
 mod create;
 mod demo;
+mod diff;
 mod digest;
 mod error;
 mod exit;
@@ -59,6 +60,7 @@ enum Verb {
     Trim(content::TrimArgs),
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
+    Diff(diff::DiffArgs),
     Relink(relink::RelinkArgs),
     Serve(serve::ServeArgs),
     #[command(subcommand)]
@@ -83,6 +85,7 @@ impl Verb {
             Self::Trim(args) => content::run_trim(args, ctx),
             Self::Convert(args) => convert::run(args, ctx),
             Self::Compare(args) => compare::run(args, ctx),
+            Self::Diff(args) => diff::run(args, ctx),
             Self::Image(verb) => verb.run(ctx),
             Self::Clone(verb) => verb.run(ctx),
             Self::Demo(args) => demo::show(args, ctx),
