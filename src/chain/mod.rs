@@ -12,6 +12,7 @@ mod open;
 mod options;
 mod relink;
 mod switch;
+mod touched;
 
 pub use ancestor::MAX_CHAIN_DEPTH;
 pub use disk::Disk;
