@@ -62,7 +62,10 @@ pub use image::{
 };
 pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
-pub use tools::ToolError;
+pub use tools::{
+    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, ToolError, compare, convert, copy_out, diff,
+    is_zero, walk,
+};
 
 /// The examples of the agents' guide are compiled and run with the others.
 #[cfg(doctest)]

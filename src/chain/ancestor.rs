@@ -88,6 +88,11 @@ impl Ancestor {
         &self.line
     }
 
+    /// The line below this layer, if there is one.
+    pub(crate) fn below(&self) -> Option<Arc<Ancestor>> {
+        self.below.first().cloned()
+    }
+
     /// Where the bytes from `here` on are, and for how many of at most `max` bytes that holds.
     #[inline]
     pub(crate) fn locate(&self, here: VirtualOffset, max: u64) -> Result<(Place, u64), MapError> {

@@ -10,6 +10,7 @@ mod info;
 mod open;
 mod options;
 mod relink;
+mod touched;
 
 pub use ancestor::MAX_CHAIN_DEPTH;
 pub use disk::Disk;

@@ -118,6 +118,21 @@ impl Disk {
         Ok(Self::adopt_child(leaf, path.to_owned(), line)?.just_made(options))
     }
 
+    /// Lays a differencing disk over `parent`, which is open read-only, down on the empty storage of a file that is going to be
+    /// `path`, and opens it for writing.
+    pub(crate) fn lay_child(
+        storage: Arc<dyn Storage>,
+        path: &Path,
+        parent: Self,
+        parent_path: &Path,
+        options: &CreateOptions,
+    ) -> Result<Self, CreateError> {
+        let locator = locator(&directory_of(path), parent_path, parent.leaf.header.data_write)?;
+        blueprint(options, Some((&parent, locator)))?.lay_down(&*storage)?;
+        finish(&storage, options)?;
+        Ok(Self::adopt_child(storage, path.to_owned(), parent.into_line())?.just_made(options))
+    }
+
     /// Creates a fixed or dynamic disk on an empty storage of the caller and opens it for writing.
     ///
     /// # Errors
