@@ -77,12 +77,15 @@ impl ItemChange {
     }
 }
 
+/// Changes BAT entries of a writer whose stripes and gate are held.
+pub(crate) type Edit<'a> = Box<dyn FnOnce(&Writer) + 'a>;
+
 /// What else goes into the entry that changes items.
 #[derive(Default)]
 pub(crate) struct Together<'a> {
     /// Publishes BAT entries with [`Writer::publish`] and releases space, under all stripes and the exclusive gate. Only pages that were
     /// looked at before may change here, and no I/O is done. Once it ran, a failure latches: nobody knows which of old and new counts.
-    pub(crate) edit: Option<Box<dyn FnOnce(&Writer) + 'a>>,
+    pub(crate) edit: Option<Edit<'a>>,
     /// The most BAT pages that `edit` changes.
     pub(crate) edit_pages: usize,
     /// Other pages: of the region tables, of a BAT that moved. None of them lies in the metadata region.
