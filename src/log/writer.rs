@@ -16,7 +16,7 @@
 use super::headers::{HeaderError, HeaderPair};
 use super::ring::Ring;
 use crate::format::{EntryFields, encode_entry, entry_len};
-use crate::guid::LogGuid;
+use crate::guid::{DataWriteGuid, LogGuid};
 use crate::kind::ErrorKind;
 use crate::storage::{self, Operation, Storage, StorageError, SyncSite};
 use crate::units::{FileOffset, PAGE, PAGE_LEN};
@@ -302,9 +302,9 @@ impl LogWriter {
     }
 
     /// Ends the session: everything home, then the log is declared empty in both headers. See `replay.rs` for what a crash
-    /// after each of the last steps leaves; they are the same.
-    pub(crate) fn stop(&mut self, file: &dyn Storage, headers: &mut HeaderPair) -> Result<(), LogError> {
-        if self.guid.is_none() {
+    /// after each of the last steps leaves; they are the same. A `data_write` given becomes the file's in the same headers.
+    pub(crate) fn stop(&mut self, file: &dyn Storage, headers: &mut HeaderPair, data_write: Option<DataWriteGuid>) -> Result<(), LogError> {
+        if self.guid.is_none() && data_write.is_none() {
             if headers.mirror_in_flight() {
                 let _ = self.sync(file, headers, SyncSite::CloseSecond)?;
             }
@@ -312,11 +312,19 @@ impl LogWriter {
         }
         self.apply(file)?;
         let _ = self.sync(file, headers, SyncSite::CloseHome)?;
-        headers.change(file, SyncSite::CloseFirst, |header| header.log = LogGuid::default())?;
+        headers.change(file, SyncSite::CloseFirst, |header| {
+            header.log = LogGuid::default();
+            header.data_write = data_write.unwrap_or(header.data_write);
+        })?;
         self.guid = None;
         headers.mirror(file)?;
         let _ = self.sync(file, headers, SyncSite::CloseSecond)?;
         Ok(())
+    }
+
+    /// The newest durable image of a page that is not home yet.
+    pub(crate) fn pending(&self, home: u64) -> Option<&[u8; PAGE_LEN]> {
+        self.pending.get(&home).map(|image| &**image)
     }
 }
 

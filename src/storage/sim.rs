@@ -65,6 +65,8 @@ pub enum Event {
     Create { file: FileId, name: String },
     /// A name moved, replacing what had the new one.
     Rename { from: String, to: String },
+    /// A file got a second name.
+    Link { name: String, second: String },
     /// A name went away.
     Unlink { name: String },
     /// The directory was synced.
@@ -153,6 +155,7 @@ impl fmt::Display for Trace {
                 Event::SyncEnd { file, site, begin } => row("synced", Some(*file), None, None, &format_args!("{site:?} of {begin}"))?,
                 Event::Create { file, name } => row("create", Some(*file), None, None, name)?,
                 Event::Rename { from, to } => row("rename", None, None, None, &format_args!("{from} -> {to}"))?,
+                Event::Link { name, second } => row("link", None, None, None, &format_args!("{name} = {second}"))?,
                 Event::Unlink { name } => row("unlink", None, None, None, name)?,
                 Event::SyncDir => row("sync dir", None, None, None, &"")?,
                 Event::Mark(mark) => row("mark", None, None, None, mark)?,
