@@ -15,6 +15,7 @@ mod diff;
 mod error;
 mod make;
 mod pairs;
+mod rebase;
 mod walk;
 
 pub use buffer::is_zero;
@@ -23,4 +24,5 @@ pub use content::Content;
 pub use convert::{ConvertOptions, Converted, convert, convert_on};
 pub use diff::{Change, ChangeKind, DiffOptions, diff};
 pub use error::ToolError;
+pub use rebase::{RebaseOptions, Rebased, rebase, rebase_on};
 pub use walk::{copy_out, walk};

@@ -27,6 +27,7 @@ mod exit;
 mod image;
 mod info;
 mod map;
+mod rebase;
 mod relink;
 mod serve;
 mod shell;
@@ -62,6 +63,7 @@ enum Verb {
     Compare(compare::CompareArgs),
     Diff(diff::DiffArgs),
     Relink(relink::RelinkArgs),
+    Rebase(rebase::RebaseArgs),
     Serve(serve::ServeArgs),
     #[command(subcommand)]
     Image(image::ImageVerb),
@@ -90,6 +92,7 @@ impl Verb {
             Self::Clone(verb) => verb.run(ctx),
             Self::Demo(args) => demo::show(args, ctx),
             Self::Relink(args) => relink::run(args, ctx),
+            Self::Rebase(args) => rebase::run(args, ctx),
             Self::Serve(args) => serve::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),
             Self::Man(args) => shell::run_man(args, Cli::command(), ctx),
