@@ -372,7 +372,10 @@ fn convert_goes_both_ways_and_keeps_holes() {
     place.chain();
     let content = content_of_child();
     let flat = place.json("convert child.vhdx flat.img");
-    assert_eq!(keys(&flat), ["allocated", "destination", "from", "source", "source_size", "to", "virtual_size", "written"]);
+    assert_eq!(
+        keys(&flat),
+        ["allocated", "destination", "from", "parent", "source", "source_size", "to", "virtual_size", "written", "zeroed"]
+    );
     assert_eq!((&flat["from"], &flat["to"], &flat["virtual_size"]), (&json!("vhdx"), &json!("raw"), &json!(20 << 20)));
     assert_eq!(std::fs::read(place.path("flat.img")).expect("the file"), content);
     for (to, kind) in [("vhdx", "dynamic"), ("vhdx-fixed", "fixed")] {
@@ -407,6 +410,31 @@ fn formats_are_declared_not_probed() {
     place.ok("compare disk.img base.vhdx --a-format vhdx");
     assert_eq!(place.run("compare disk.img base.vhdx").status.code(), Some(6));
     place.ok("compare base.vhdx disk.img --from raw --b-format raw");
+}
+
+#[test]
+fn convert_makes_children_and_feeds_pipes() {
+    let place = Place::new();
+    place.chain();
+    let mut content = content_of_child();
+    place.ok("convert child.vhdx flat.vhdx");
+    content[3 << 20..5 << 20].fill(0);
+    content[7_000_000] ^= 1;
+    std::fs::write(place.path("later.img"), &content).expect("a file");
+    let made = place.json("convert later.img later.vhdx --parent flat.vhdx");
+    assert_eq!((&made["parent"], &made["to"]), (&json!("flat.vhdx"), &json!("vhdx")));
+    assert_eq!(made["written"], 4096);
+    assert_eq!(place.json("info later.vhdx")["type"], "differencing");
+    assert!(place.ok("digest later.vhdx").starts_with(&sha256(&content)));
+    place.ok("compare later.img later.vhdx");
+    assert_eq!(place.run("convert later.vhdx -").stdout, content);
+    assert_eq!(place.run("convert later.img -").stdout, content);
+    place.fails(2, "convert later.img - --json");
+    place.fails(2, "convert later.img a.img --parent flat.vhdx");
+    place.fails(3, "convert later.img a.vhdx --parent nowhere.vhdx");
+    place.fails(2, "convert later.img a.vhdx --parent flat.vhdx --sector 4096");
+    place.fails(2, "convert later.img flat.vhdx --parent flat.vhdx --force");
+    assert!(!place.path("a.vhdx").exists());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::error::{ChainError, CreateError, OpenError};
 use super::gate::directory_of;
 use super::options::OpenOptions;
 use crate::disk::error::DiskError;
-use crate::disk::relink::RelinkFault;
+use crate::disk::items::{ItemChange, ItemFault};
 use crate::format::ParentLocator;
 use crate::guid::Guid;
 use crate::kind::ErrorKind;
@@ -62,11 +62,11 @@ impl RelinkError {
     }
 }
 
-impl From<RelinkFault> for RelinkError {
-    fn from(fault: RelinkFault) -> Self {
+impl From<ItemFault> for RelinkError {
+    fn from(fault: ItemFault) -> Self {
         match fault {
-            RelinkFault::NoRoom { needed } => Self::NoRoom { needed },
-            RelinkFault::Disk(e) => Self::Disk(e),
+            ItemFault::NoRoom { needed } => Self::NoRoom { needed },
+            ItemFault::Disk(e) => Self::Disk(e),
         }
     }
 }
@@ -124,7 +124,7 @@ impl Disk {
             _ => RelinkError::ParentPath("the parent has no identity"),
         })?;
         let locator = if old.accepts(identity) { with_paths(old, &paths) } else { paths };
-        disk.writer.as_ref().expect("it was opened for writing").rewrite_locator(&locator)?;
+        disk.writer.as_ref().expect("it was opened for writing").change_items(&[ItemChange::locator(&locator)])?;
         Ok(())
     }
 }
@@ -177,7 +177,7 @@ mod tests {
         let long = format!(r".\{}\p.vhdx", "directory".repeat(600));
         let linkage = DataWriteGuid::new(old.linkage().unwrap());
         let new = ParentLocator::new(linkage, &[("relative_path", &long), ("absolute_win32_path", r"\p.vhdx")]);
-        disk.writer.as_ref().unwrap().rewrite_locator(&new).unwrap();
+        disk.writer.as_ref().unwrap().change_items(&[ItemChange::locator(&new)]).unwrap();
         drop(disk);
 
         let trace = world.trace();
@@ -207,7 +207,7 @@ mod tests {
                 assert_eq!(bytes, [7; 512]);
                 drop(disk);
                 let disk = Disk::open_on(Arc::clone(&again), Vec::new(), &alone(true)).unwrap();
-                disk.writer.as_ref().unwrap().rewrite_locator(&old).unwrap();
+                disk.writer.as_ref().unwrap().change_items(&[ItemChange::locator(&old)]).unwrap();
                 drop(disk);
                 let disk = Disk::open_on(again, parents.clone(), &OpenOptions::new()).unwrap();
                 assert!(locator_of(&disk) == old && disk.check().unwrap().is_sound());

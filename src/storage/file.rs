@@ -42,6 +42,7 @@
 //! offer, so `punch` is `Unsupported` and every open file has an [`StorageId`] of its own: cycles are then found by GUID and depth.
 
 use super::{Operation, Storage, StorageError, StorageId, SyncSite};
+use crate::sync::{AtomicBool, Ordering};
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
@@ -73,6 +74,8 @@ pub enum Access {
 pub struct FileStorage {
     file: File,
     access: Access,
+    /// Set once writing has ended: the lock is a shared one then.
+    ended: AtomicBool,
     block_device: bool,
     id: StorageId,
 }
@@ -138,7 +141,7 @@ impl FileStorage {
         }
         lock(&file, access).map_err(|e| StorageError::new(Operation::Lock, 0, e))?;
         let id = object_id(&metadata);
-        Ok(Self { file, access, block_device, id })
+        Ok(Self { file, access, ended: AtomicBool::new(false), block_device, id })
     }
 
     /// Opens a file to look at it, without a lock: nobody is kept from using it, and it may change while it is looked at. What comes of that
@@ -153,7 +156,7 @@ impl FileStorage {
         let block_device = check_type(&metadata).map_err(open_error)?;
         settle_flags(&file, Access::Read);
         let id = object_id(&metadata);
-        Ok(Self { file, access: Access::Read, block_device, id })
+        Ok(Self { file, access: Access::Read, ended: AtomicBool::new(false), block_device, id })
     }
 
     /// Takes over a file that this crate opened itself with `O_NONBLOCK`: also puts the flags right.
@@ -189,8 +192,9 @@ impl FileStorage {
 
     fn writable(&self) -> io::Result<()> {
         match self.access {
-            Access::Write => Ok(()),
-            Access::Read => Err(io::Error::new(io::ErrorKind::PermissionDenied, "the file was opened for reading only")),
+            // Relaxed: whoever ends writing sees to it that no write is under way; this only catches mistakes.
+            Access::Write if !self.ended.load(Ordering::Relaxed) => Ok(()),
+            Access::Write | Access::Read => Err(io::Error::new(io::ErrorKind::PermissionDenied, "the file was opened for reading only")),
         }
     }
 }
@@ -272,6 +276,16 @@ impl Storage for FileStorage {
 
     fn id(&self) -> StorageId {
         self.id
+    }
+
+    /// The lock is converted where it is. The system may let go of it for an instant meanwhile, in which somebody who asks for it gets it;
+    /// then this fails.
+    fn end_writing(&self) -> io::Result<()> {
+        self.writable()?;
+        self.ended.store(true, Ordering::Relaxed);
+        #[cfg(not(unix))]
+        self.file.unlock()?;
+        lock(&self.file, Access::Read)
     }
 }
 

@@ -21,7 +21,7 @@ pub use error::{Operation, StorageError};
 pub use file::{Access, FileStorage};
 pub use map::MappedStorage;
 pub use memory::MemoryStorage;
-pub use volume::{DirVolume, Volume, create_atomically};
+pub use volume::{DirVolume, Volume, create_atomically, create_hidden};
 
 use std::fmt;
 use std::io;
@@ -158,6 +158,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Which object this is.
     fn id(&self) -> StorageId;
+
+    /// Ends writing through this handle: later writes may be refused, and where writing excludes readers, they are let in from now on.
+    ///
+    /// # Errors
+    /// Whatever the storage reports; somebody may then have come in between, and nothing may be assumed of the lock.
+    fn end_writing(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Reads until `buf` is full or the file ends; returns the bytes read.

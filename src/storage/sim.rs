@@ -66,6 +66,8 @@ pub enum Event {
     Create { file: FileId, name: String },
     /// A name moved, replacing what had the new one.
     Rename { from: String, to: String },
+    /// A file got a second name.
+    Link { name: String, second: String },
     /// A name went away.
     Unlink { name: String },
     /// The directory was synced.
@@ -158,6 +160,7 @@ impl fmt::Display for Trace {
                 }
                 Event::Create { file, name } => row("create", Some(*file), None, None, name)?,
                 Event::Rename { from, to } => row("rename", None, None, None, &format_args!("{from} -> {to}"))?,
+                Event::Link { name, second } => row("link", None, None, None, &format_args!("{name} = {second}"))?,
                 Event::Unlink { name } => row("unlink", None, None, None, name)?,
                 Event::SyncDir => row("sync dir", None, None, None, &"")?,
                 Event::Mark(mark) => row("mark", None, None, None, mark)?,
@@ -272,7 +275,12 @@ impl SimWorld {
     /// What happened since the beginning, or since [`SimWorld::forget`].
     pub fn trace(&self) -> Trace {
         let inner = self.world.inner.lock();
-        Trace { start: inner.start.clone(), seed: self.world.seed, durable_writes: self.offers_durable_writes(), events: inner.events.clone() }
+        Trace {
+            start: inner.start.clone(),
+            seed: self.world.seed,
+            durable_writes: self.offers_durable_writes(),
+            events: inner.events.clone(),
+        }
     }
 
     /// The events from a cut on.

@@ -46,6 +46,14 @@ pub enum ToolError {
         #[source]
         cause: StorageError,
     },
+    /// The request makes no sense for this file.
+    #[error("{}: {why}", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: &'static str,
+    },
     /// Somebody asked for a stop.
     #[error("cancelled")]
     Cancelled,
@@ -59,13 +67,18 @@ impl ToolError {
             Self::Create { cause, .. } => cause.kind(),
             Self::Disk { cause, .. } => cause.kind(),
             Self::Storage { cause, .. } => cause.kind(),
+            Self::Refused { .. } => ErrorKind::InvalidInput,
             Self::Cancelled => ErrorKind::Cancelled,
         }
+    }
+
+    /// A request that makes no sense.
+    pub(crate) fn refused(path: &Path, why: &'static str) -> Self {
+        Self::Refused { path: path.to_owned(), why }
     }
 }
 
 /// Says which file an error is about.
-#[expect(dead_code, reason = "the verbs that use it follow")]
 pub(crate) trait About<T> {
     /// The same result, naming `path`.
     fn about(self, path: &Path) -> Result<T, ToolError>;

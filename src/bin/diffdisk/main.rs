@@ -7,9 +7,8 @@
 //! | `args.rs` | sizes with K M G T, `--parents`, formats |
 //! | `context.rs` | `--json`, standard output that may go away, progress bars, Ctrl-C |
 //! | `error.rs`, `exit.rs` | one error type; the only place that turns it into an exit code |
-//! | `source.rs` | raw files and disks behind one face: bytes, and where they are not holes |
 //! | `table.rs` | columns for people |
-//! | `buffer.rs` | page-aligned buffers and the search for zeros |
+//! | `buffer.rs` | page-aligned buffers |
 
 mod args;
 mod buffer;
@@ -30,7 +29,6 @@ mod map;
 mod relink;
 mod serve;
 mod shell;
-mod source;
 mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};

@@ -126,6 +126,7 @@ enum What {
     Punch { at: u64, len: u64 },
     Create(String),
     Rename(String, String),
+    Link(String, String),
     Unlink(String),
 }
 
@@ -171,6 +172,7 @@ impl fmt::Display for Atom {
             What::Punch { at, len } => write!(f, "punch {len} at {at:#x}"),
             What::Create(name) => write!(f, "create {name}"),
             What::Rename(from, to) => write!(f, "rename {from} to {to}"),
+            What::Link(name, second) => write!(f, "link {name} to {second}"),
             What::Unlink(name) => write!(f, "unlink {name}"),
         }
     }
@@ -285,6 +287,9 @@ impl<'t> CrashWalk<'t> {
                 self.push(index, *file, Class::Directory, What::Create(name.clone()));
             }
             Event::Rename { from, to } => self.push(index, FileId(usize::MAX), Class::Directory, What::Rename(from.clone(), to.clone())),
+            Event::Link { name, second } => {
+                self.push(index, FileId(usize::MAX), Class::Directory, What::Link(name.clone(), second.clone()));
+            }
             Event::Unlink { name } => self.push(index, FileId(usize::MAX), Class::Directory, What::Unlink(name.clone())),
             Event::SyncDir if !self.options.no_op_dir => self.settle(|atom| atom.class == Class::Directory),
             Event::SyncEnd { .. } | Event::SyncDir | Event::SyncBegin { .. } | Event::Mark(_) => {}
@@ -467,6 +472,11 @@ impl Builder<'_> {
             What::Rename(from, to) => {
                 if let Some(file) = self.now.names.remove(from) {
                     self.now.names.insert(to.clone(), file);
+                }
+            }
+            What::Link(name, second) => {
+                if let Some(&file) = self.now.names.get(name) {
+                    self.now.names.insert(second.clone(), file);
                 }
             }
             What::Unlink(name) => {
