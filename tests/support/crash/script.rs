@@ -156,7 +156,7 @@ pub fn exhaustive() -> Vec<Script> {
                 let piece = if number % 5 == 4 { 4096 } else { 512 };
                 let name = format!("{kind:?}{} {word:?}", if log_start == 0 { String::new() } else { format!(", log from {log_start}") });
                 // As the place, the same for all words with one first letter.
-                let durable = (word[0] as u64 + kind as u64) % 4 != 0;
+                let durable = !(word[0] as u64 + kind as u64).is_multiple_of(4);
                 scripts.push(Script { kind, log_start, name, ops, interesting, piece, durable });
             }
         }
