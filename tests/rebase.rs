@@ -467,7 +467,7 @@ fn files_by_name_are_rebased_too() -> Result<(), Box<dyn std::error::Error>> {
     clone.close()?;
     let go = |child: &str, onto: &str, options: &RebaseOptions| rebase(path(child), path(onto), options, &NoProgress, &Cancel::new());
     let found = go("clone.vhdx", "two.vhdx", &RebaseOptions::new())?;
-    assert_eq!((found.conflicts.as_slice(), found.is_linked), (&[0..4096][..], false));
+    assert!(found.conflicts == vec![0..4096; 1] && !found.is_linked, "{found:?}");
     assert_eq!(go("clone.vhdx", "clone.vhdx", &RebaseOptions::new()).unwrap_err().kind(), ErrorKind::InvalidInput);
     let kept = go("clone.vhdx", "two.vhdx", &RebaseOptions::new().keep_content(true))?;
     assert_eq!((kept.copied, kept.is_linked), (4096 - 512, true));
