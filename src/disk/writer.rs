@@ -22,13 +22,15 @@
 //! Step 2 costs the one sync that MS-VHDX 2.2.2.1 asks for: identity before change. The log gets its name in the first
 //! commit, see `log/writer.rs`.
 //!
-//! A session that only moves things about (compaction) changes nothing that a user of the disk can read, so it keeps the data write
-//! GUID, and children of the file stay linked ([`Stage::Layout`]). If somebody writes after all, the data write GUID changes then, with
-//! a header of its own, before the first byte does.
+//! A session that only moves things about (compacting, hydrating, a new parent locator) changes nothing that a user can see, so it
+//! begins with a new file write GUID alone ([`Session::Layout`]): children of the file go on recognising it. When content is to change
+//! after all, the data write GUID follows in a header of its own, synced, before the first byte:
+//!   5. what is in flight, synced             crash: as before, nothing of it counts less
+//!   6. a header with a new data write GUID   crash: the old identity or the new one, the content is still the same
 
 use super::error::DiskError;
 use super::layer::{Layer, Placed};
-use crate::format::{Fault, FormatError, Header};
+use crate::format::{Fault, FormatError};
 use crate::geometry::BatRole;
 use crate::guid::{DataWriteGuid, FileWriteGuid, Guid};
 use crate::kind::Structure;
@@ -48,15 +50,26 @@ const STRIPES: usize = 64;
 /// Bytes of BAT that are worth reading to learn what is free. A larger table is left unread and the file only grows.
 const SCAN_LIMIT: u64 = 32 << 20;
 
-/// How far a session has come. Each stage includes the one before.
+/// What a session may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stage {
-    /// Nothing was changed.
-    Idle,
-    /// The file has a new file write GUID: blocks may move.
+#[repr(u8)]
+pub(crate) enum Session {
+    /// It has not begun.
+    None,
+    /// Where things are in the file, and metadata that no guest sees. The data write GUID stays.
     Layout,
-    /// It has a new data write GUID as well: what the disk shows may change.
+    /// What a user can read.
     Content,
+}
+
+impl Session {
+    fn code(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Layout => 1,
+            Self::Content => 2,
+        }
+    }
 }
 
 /// What the flush leader owns.
@@ -65,8 +78,8 @@ pub(crate) struct Commit {
     pub(crate) log: LogWriter,
     /// Bytes of the file that are known to be durable: FlushedFileOffset.
     pub(crate) durable_len: u64,
-    /// The identity that the headers carry. What comes after that may fail and be tried again.
-    identified: Stage,
+    /// What the headers' identity allows. What comes after writing it may fail and be tried again.
+    identified: Session,
     /// Whether somebody else's writes to the file may be waiting for a sync.
     pub(crate) inherits: bool,
 }
@@ -75,8 +88,8 @@ pub(crate) struct Commit {
 pub(crate) struct Writer {
     pub(crate) layer: Arc<Layer>,
     pub(crate) commit: Mutex<Commit>,
-    /// A [`Stage`].
-    stage: AtomicU8,
+    /// The code of a [`Session`].
+    begun: AtomicU8,
     latched: AtomicBool,
     cause: OnceLock<DiskError>,
     stripes: Box<[Mutex<()>]>,
@@ -90,15 +103,16 @@ pub(crate) struct Writer {
     /// bitmap at once, under different stripes: whoever comes first allocates it here, both publish it. Taken under a stripe
     /// and outside of `gate` and `space`.
     fresh_bitmaps: Mutex<HashMap<u32, BlockHome>>,
+    /// Held by whoever rearranges the whole file (compacting, hydrating, flattening, resizing): one of them at a time. Outside of
+    /// all other locks.
+    pub(crate) overhaul: Mutex<()>,
     /// Unmapped and undefined blocks that keep a place which nobody else has, as the scan found them.
     pub(crate) anchors: Mutex<Vec<(BlockIndex, BlockHome)>>,
-    /// Held by whoever compacts: one at a time.
-    pub(crate) compacting: Mutex<()>,
 }
 
 impl std::fmt::Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writer").field("stage", &self.stage()).field("latched", &self.is_latched()).finish_non_exhaustive()
+        f.debug_struct("Writer").field("begun", &self.has_begun()).field("latched", &self.is_latched()).finish_non_exhaustive()
     }
 }
 
@@ -109,8 +123,8 @@ impl Writer {
         let log = LogWriter::new(layer.header.log_offset, u64::from(layer.header.log_length), first_sequence());
         let durable_len = layer.file_len / MIB * MIB;
         Self {
-            commit: Mutex::new(Commit { headers, log, durable_len, identified: Stage::Idle, inherits: true }),
-            stage: AtomicU8::new(Stage::Idle as u8),
+            commit: Mutex::new(Commit { headers, log, durable_len, identified: Session::None, inherits: true }),
+            begun: AtomicU8::new(Session::None.code()),
             latched: AtomicBool::new(false),
             cause: OnceLock::new(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
@@ -120,8 +134,8 @@ impl Writer {
             quarantine: Quarantine::new(),
             payload_dirty: AtomicBool::new(false),
             fresh_bitmaps: Mutex::new(HashMap::new()),
+            overhaul: Mutex::new(()),
             anchors: Mutex::new(Vec::new()),
-            compacting: Mutex::new(()),
             layer,
         }
     }
@@ -129,6 +143,11 @@ impl Writer {
     /// Everything in the file is known to be durable: it was synced when it was made.
     pub(crate) fn inherit_nothing(&self) {
         self.commit.lock().inherits = false;
+    }
+
+    /// The identity of the content, which stays for the rest of the session once that has begun.
+    pub(crate) fn data_write_guid(&self) -> DataWriteGuid {
+        self.commit.lock().headers.current().data_write
     }
 
     /// Whether an earlier failure put an end to writing.
@@ -160,83 +179,89 @@ impl Writer {
         self.stripes[block.get() as usize % STRIPES].lock()
     }
 
-    fn stage(&self) -> Stage {
-        match self.stage.load(Ordering::Acquire) {
-            0 => Stage::Idle,
-            1 => Stage::Layout,
-            _ => Stage::Content,
-        }
+    /// All stripes, in their order: nobody is inside a first touch, a trim or a partial sector meanwhile. The caller holds `commit`, so
+    /// there is one of these at a time, and who holds a single stripe waits for no other.
+    pub(crate) fn all_stripes(&self) -> Vec<MutexGuard<'_, ()>> {
+        self.stripes.iter().map(Mutex::lock).collect()
     }
 
     /// Whether the session has begun.
     pub(crate) fn has_begun(&self) -> bool {
-        self.stage() >= Stage::Layout
+        self.begun.load(Ordering::Acquire) != Session::None.code()
     }
 
-    /// Begins the session if this is its first change.
+    /// Begins the session if this is its first change of content.
     #[inline]
     pub(crate) fn begin(&self) -> Result<(), DiskError> {
-        // Acquire pairs with the Release in `begin_at`: whoever sees the stage sees the space map.
-        if self.stage.load(Ordering::Acquire) == Stage::Content as u8 { Ok(()) } else { self.begin_at(Stage::Content, SCAN_LIMIT) }
+        // Acquire pairs with the Release in `begin_now`: whoever sees the flag sees the space map.
+        if self.begun.load(Ordering::Acquire) == Session::Content.code() { Ok(()) } else { self.begin_now(Session::Content, None) }
     }
 
-    /// Begins a session that changes nothing a user can read, and learns of all free space, however long that takes.
+    /// Begins the session, if it has not begun, for changes that no user can see: the data write GUID stays.
     pub(crate) fn begin_layout(&self) -> Result<(), DiskError> {
-        if self.has_begun() { Ok(()) } else { self.begin_at(Stage::Layout, u64::MAX) }
+        if self.has_begun() { Ok(()) } else { self.begin_now(Session::Layout, None) }
+    }
+
+    /// Begins the session with a data write GUID of the caller's choice.
+    ///
+    /// # Panics
+    /// When content has changed in this session already: its identity is out.
+    pub(crate) fn begin_as(&self, data_write: DataWriteGuid) -> Result<(), DiskError> {
+        assert!(self.begun.load(Ordering::Acquire) != Session::Content.code(), "an identity is chosen before anything changes");
+        self.begin_now(Session::Content, Some(data_write))
     }
 
     #[cold]
-    fn begin_at(&self, stage: Stage, scan_limit: u64) -> Result<(), DiskError> {
+    fn begin_now(&self, wanted: Session, data_write: Option<DataWriteGuid>) -> Result<(), DiskError> {
         let mut commit = self.commit.lock();
-        if self.stage() >= stage {
+        let begun = self.begun.load(Ordering::Acquire);
+        if begun >= wanted.code() {
             return Ok(());
         }
         self.check_latch()?;
-        let scanned = if self.has_begun() { None } else { Some(self.scan_space(scan_limit)?) };
-        self.identify(&mut commit, stage)?;
-        if let Some((space, anchors)) = scanned {
-            self.enter_space(space)?;
+        // Whoever moves things about wants to know all free space, and has the time.
+        let limit = if wanted == Session::Layout { u64::MAX } else { SCAN_LIMIT };
+        let scanned = if begun == Session::None.code() { Some(self.scan_space(limit)?) } else { None };
+        let file = &*self.layer.file;
+        self.identify(&mut commit, wanted, data_write).map_err(|e| self.latch(e))?;
+        if let Some((mut space, anchors)) = scanned {
+            // qemu cuts the last block of a fixed disk short; bring it to full length before anything goes behind it.
+            if space.end() * MIB > self.layer.file_len {
+                storage::set_len(file, space.end() * MIB)?;
+            }
+            space.grown(space.end());
+            self.layer.bat.set_file_len(space.end() * MIB);
+            *self.space.lock() = space;
             *self.anchors.lock() = anchors;
         }
-        self.stage.store(stage as u8, Ordering::Release);
+        self.begun.store(wanted.code(), Ordering::Release);
         Ok(())
     }
 
-    /// Gives the headers the identity that a stage asks for.
-    fn identify(&self, commit: &mut Commit, stage: Stage) -> Result<(), DiskError> {
-        if commit.identified >= stage {
+    /// Gives the headers the identity that a session of this kind needs, durably.
+    pub(crate) fn identify(&self, commit: &mut Commit, wanted: Session, data_write: Option<DataWriteGuid>) -> Result<(), DiskError> {
+        if commit.identified >= wanted {
             return Ok(());
         }
         let file = &*self.layer.file;
-        let is_new = commit.identified == Stage::Idle;
         let Commit { headers, log, .. } = &mut *commit;
-        // The mirror of an earlier change may still be on its way: two slots must never be in flight at once.
         if headers.mirror_in_flight() {
-            let _ = log.sync(file, headers, SyncSite::Identity).map_err(|e| self.latch(e.into()))?;
+            let _ = log.sync(file, headers, SyncSite::Identity)?;
         }
-        let edit = |header: &mut Header| {
-            if is_new {
-                header.file_write = FileWriteGuid::random();
+        headers.change(file, SyncSite::Identity, |header| {
+            header.file_write = FileWriteGuid::random();
+            if wanted == Session::Content {
+                header.data_write = data_write.unwrap_or_else(DataWriteGuid::random);
             }
-            if stage == Stage::Content {
-                header.data_write = DataWriteGuid::random();
-            }
-        };
-        headers.change(file, SyncSite::Identity, edit).and_then(|()| headers.mirror(file)).map_err(|e| self.latch(e.into()))?;
-        commit.identified = stage;
+        })?;
+        headers.mirror(file)?;
+        commit.identified = wanted;
         Ok(())
     }
 
-    fn enter_space(&self, mut space: Space) -> Result<(), DiskError> {
-        let file = &*self.layer.file;
-        // qemu cuts the last block of a fixed disk short; bring it to full length before anything goes behind it.
-        if space.end() * MIB > self.layer.file_len {
-            storage::set_len(file, space.end() * MIB)?;
-        }
-        space.grown(space.end());
-        self.layer.bat.set_file_len(space.end() * MIB);
-        *self.space.lock() = space;
-        Ok(())
+    /// The data write GUID that the file has now.
+    pub(crate) fn data_write(&self) -> DataWriteGuid {
+        self.commit.lock().headers.current().data_write
     }
 
     /// Learns from the BAT which MiB of the file are used. Holes in the table are skipped, so a fresh clone of a 64 TiB disk

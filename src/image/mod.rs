@@ -45,6 +45,7 @@ mod error;
 mod files;
 #[expect(clippy::module_inception, reason = "the floor and the noun in it have one name: house style")]
 mod image;
+mod live;
 mod load;
 mod manifest;
 mod names;
@@ -65,6 +66,7 @@ pub use clone::{CloneDisk, Origin, ResetOptions};
 pub use create::{CloneOptions, IfExists};
 pub use error::StoreError;
 pub use image::{Image, ImageOptions};
+pub use live::{LiveClone, Saved};
 pub use manifest::{Manifest, SourceInfo};
 pub use names::ImageRef;
 pub use record::{CloneId, Savepoint, StepCost};

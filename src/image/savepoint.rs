@@ -75,7 +75,7 @@ impl CloneDisk {
     }
 
     /// A free name for a savepoint's file. It is taken when another clone had this one's name and was renamed.
-    fn savepoint_file(&self, name: &str) -> Result<String, StoreError> {
+    pub(super) fn savepoint_file(&self, name: &str) -> Result<String, StoreError> {
         for n in 1.. {
             let number = if n == 1 { String::new() } else { format!("-{n}") };
             let file = format!("{}.{name}{number}.avhdx", self.name());

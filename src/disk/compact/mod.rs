@@ -146,7 +146,7 @@ impl<'a> Compactor<'a> {
     /// See the module.
     pub(crate) fn run(mut self) -> Outcome<CompactReport> {
         let writer = self.writer;
-        let _only = writer.compacting.lock();
+        let _only = writer.overhaul.lock();
         writer.check_latch()?;
         let file = &*writer.layer.file;
         self.report.file_before = storage::len(file)?;
