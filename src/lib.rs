@@ -63,8 +63,8 @@ pub use image::{
 pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
 pub use tools::{
-    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, ToolError, compare, convert, copy_out, diff,
-    is_zero, walk,
+    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, Hydrated, MergeOptions, Merged, ToolError,
+    compare, convert, copy_out, diff, is_zero, merge_into, merge_into_on, merge_to, walk,
 };
 
 /// The examples of the agents' guide are compiled and run with the others.

@@ -102,6 +102,8 @@ pub(crate) struct Writer {
     /// bitmap at once, under different stripes: whoever comes first allocates it here, both publish it. Taken under a stripe
     /// and outside of `gate` and `space`.
     fresh_bitmaps: Mutex<HashMap<u32, BlockHome>>,
+    /// Partially present blocks into whose missing sectors hosts are writing by themselves, and how many of them. Taken under a stripe.
+    hosted: Mutex<HashMap<BlockIndex, usize>>,
     /// Held by whoever rearranges the whole file (compacting, hydrating, flattening, resizing): one of them at a time. Outside of
     /// all other locks.
     pub(crate) overhaul: Mutex<()>,
@@ -131,6 +133,7 @@ impl Writer {
             quarantine: Quarantine::new(),
             payload_dirty: AtomicBool::new(false),
             fresh_bitmaps: Mutex::new(HashMap::new()),
+            hosted: Mutex::new(HashMap::new()),
             overhaul: Mutex::new(()),
             layer,
         }
@@ -343,6 +346,31 @@ impl Writer {
             Entry::Occupied(found) => Ok(*found.get()),
             Entry::Vacant(free) => Ok(*free.insert(self.allocate(1, true)?.home)),
         }
+    }
+
+    /// The sector bitmap block of a chunk was given up.
+    pub(super) fn forget_fresh_bitmap(&self, chunk: ChunkIndex) {
+        self.fresh_bitmaps.lock().remove(&chunk.get());
+    }
+
+    /// A host is going to write into missing sectors of a partially present block. The caller holds the block's stripe.
+    pub(super) fn enter_hosted(&self, block: BlockIndex) {
+        *self.hosted.lock().entry(block).or_insert(0) += 1;
+    }
+
+    /// The host is done, or gave up.
+    pub(super) fn leave_hosted(&self, block: BlockIndex) {
+        if let Entry::Occupied(mut hosts) = self.hosted.lock().entry(block) {
+            *hosts.get_mut() -= 1;
+            if *hosts.get() == 0 {
+                hosts.remove();
+            }
+        }
+    }
+
+    /// Whether a host is writing into it. The caller holds the block's stripe.
+    pub(super) fn is_hosted(&self, block: BlockIndex) -> bool {
+        self.hosted.lock().contains_key(&block)
     }
 
     /// Publishes a BAT entry. The caller holds the gate (shared) and the block's stripe.

@@ -13,7 +13,9 @@ mod convert;
 mod crew;
 mod diff;
 mod error;
+mod hydrate;
 mod make;
+mod merge;
 mod pairs;
 mod walk;
 
@@ -23,4 +25,6 @@ pub use content::Content;
 pub use convert::{ConvertOptions, Converted, convert};
 pub use diff::{Change, ChangeKind, DiffOptions, diff};
 pub use error::ToolError;
+pub use hydrate::Hydrated;
+pub use merge::{MergeOptions, Merged, merge_into, merge_into_on, merge_to};
 pub use walk::{copy_out, walk};

@@ -26,6 +26,7 @@ mod exit;
 mod image;
 mod info;
 mod map;
+mod merge;
 mod relink;
 mod serve;
 mod shell;
@@ -60,6 +61,9 @@ enum Verb {
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
     Relink(relink::RelinkArgs),
+    Merge(merge::MergeArgs),
+    Hydrate(merge::HydrateArgs),
+    Flatten(merge::FlattenArgs),
     Serve(serve::ServeArgs),
     #[command(subcommand)]
     Image(image::ImageVerb),
@@ -87,6 +91,9 @@ impl Verb {
             Self::Clone(verb) => verb.run(ctx),
             Self::Demo(args) => demo::show(args, ctx),
             Self::Relink(args) => relink::run(args, ctx),
+            Self::Merge(args) => merge::run(args, ctx),
+            Self::Hydrate(args) => merge::run_hydrate(args, ctx),
+            Self::Flatten(args) => merge::run_flatten(args, ctx),
             Self::Serve(args) => serve::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),
             Self::Man(args) => shell::run_man(args, Cli::command(), ctx),
