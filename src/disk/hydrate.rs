@@ -32,11 +32,14 @@ use super::layer::Link;
 use super::writer::Writer;
 use crate::format::{BitmapState, Metadata, PayloadState};
 use crate::geometry::BatRole;
+use crate::storage;
 use crate::units::{BatIndex, BlockHome, BlockIndex, ChunkIndex};
 use std::ops::Range;
 
 /// Bytes copied at a time.
 const COPY: u64 = 1 << 20;
+/// From this length on, zeros are a hole.
+const HOLE_FROM: u64 = 64 << 10;
 /// Entries changed between two commits when sector bitmap blocks are given up.
 const GIVEN_UP_AT_ONCE: usize = 4096;
 
@@ -113,17 +116,33 @@ impl Writer {
         let mut copied = 0;
         for missing in self.missing(block)? {
             let (mut at, end) = (u64::from(missing.start) << g.sector_shift(), u64::from(missing.end) << g.sector_shift());
+            if end - at >= HOLE_FROM && backing.is_zero(start + at, end - at)? {
+                self.blank(home, at, end - at)?;
+                continue;
+            }
             while at < end {
                 buffer.resize(COPY.min(end - at) as usize, 0);
                 backing.read(&mut buffer, start + at)?;
-                // Zeros are written like anything else: the place may hold what an earlier owner left.
-                self.put(home, at as u32, &buffer)?;
-                at += buffer.len() as u64;
-                copied += buffer.len() as u64;
+                let len = buffer.len() as u64;
+                if len >= HOLE_FROM && is_zero(&buffer) {
+                    self.blank(home, at, len)?;
+                } else {
+                    // Zeros are written like anything else: the place may hold what an earlier owner left.
+                    self.put(home, at as u32, &buffer)?;
+                    copied += len;
+                }
+                at += len;
             }
         }
         self.publish_whole(block, home);
         Ok(copied)
+    }
+
+    /// Zeros in a place that may hold what an earlier owner left.
+    fn blank(&self, home: BlockHome, within: u64, len: u64) -> Result<(), DiskError> {
+        let done = storage::punch_or_zero(&*self.layer.file, home.start().get() + within, len);
+        self.mark_payload();
+        Ok(done?)
     }
 
     fn missing(&self, block: BlockIndex) -> Result<Vec<Range<u32>>, DiskError> {
@@ -180,10 +199,9 @@ impl Writer {
         for some in blocks.chunks(GIVEN_UP_AT_ONCE) {
             for &(index, chunk, home) in some {
                 layer.bat.load(index, &*layer.file)?;
-                self.forget_fresh_bitmap(chunk);
                 let _gate = self.gate.read();
                 self.publish(index, BitmapState::NotPresent.encode());
-                self.space.lock().release(home, 1);
+                self.give_up_bitmap(chunk, home);
             }
             self.flush()?;
         }

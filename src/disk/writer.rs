@@ -102,6 +102,9 @@ pub(crate) struct Writer {
     /// bitmap at once, under different stripes: whoever comes first allocates it here, both publish it. Taken under a stripe
     /// and outside of `gate` and `space`.
     fresh_bitmaps: Mutex<HashMap<u32, BlockHome>>,
+    /// Sector bitmap blocks that were given up in this session. The log holds images of their pages: until it is empty, bringing pages home
+    /// or a replay writes them there, so nobody else may have the space before the end of the session.
+    pub(super) given_up: Mutex<Vec<BlockHome>>,
     /// Partially present blocks into whose missing sectors hosts are writing by themselves, and how many of them. Taken under a stripe.
     hosted: Mutex<HashMap<BlockIndex, usize>>,
     /// Held by whoever rearranges the whole file (compacting, hydrating, flattening, resizing): one of them at a time. Outside of
@@ -133,6 +136,7 @@ impl Writer {
             quarantine: Quarantine::new(),
             payload_dirty: AtomicBool::new(false),
             fresh_bitmaps: Mutex::new(HashMap::new()),
+            given_up: Mutex::new(Vec::new()),
             hosted: Mutex::new(HashMap::new()),
             overhaul: Mutex::new(()),
             layer,
@@ -348,9 +352,10 @@ impl Writer {
         }
     }
 
-    /// The sector bitmap block of a chunk was given up.
-    pub(super) fn forget_fresh_bitmap(&self, chunk: ChunkIndex) {
+    /// The sector bitmap block of a chunk is not needed any more. The caller holds the gate and publishes that.
+    pub(crate) fn give_up_bitmap(&self, chunk: ChunkIndex, home: BlockHome) {
         self.fresh_bitmaps.lock().remove(&chunk.get());
+        self.given_up.lock().push(home);
     }
 
     /// A host is going to write into missing sectors of a partially present block. The caller holds the block's stripe.

@@ -118,8 +118,10 @@ pub(super) fn clear_beyond(disk: &Disk, size: u64) -> Result<(), FoldError> {
         let _gate = writer.gate.read();
         debug_assert_eq!(PayloadState::NotPresent.encode(), BitmapState::NotPresent.encode());
         writer.publish(index, PayloadState::NotPresent.encode());
-        if let Some(placed) = layer.placed(index, word).filter(|placed| !placed.is_anchor) {
-            writer.space.lock().release(placed.home, placed.mib);
+        match (g.bat_role(index), layer.placed(index, word).filter(|placed| !placed.is_anchor)) {
+            (Some(BatRole::Payload(_)), Some(placed)) => writer.space.lock().release(placed.home, placed.mib),
+            (Some(BatRole::Bitmap(chunk)), Some(placed)) => writer.give_up_bitmap(chunk, placed.home),
+            (_, None) | (None, _) => {}
         }
     }
     writer.flush().on(Side::Parent)
