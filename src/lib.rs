@@ -59,7 +59,7 @@ pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 pub use image::{
     Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, IfExists, Image, ImageOptions, ImageRef, LiveClone, Manifest,
     Origin, Problem, Pruned, Repaired, ResetOptions, Saved, Savepoint, Source, SourceInfo, Step, StepCost, Store, StoreError, Sweep, Swept,
-    Timestamp, Verified,
+    Timestamp, Verified, relink_proven,
 };
 pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
