@@ -66,8 +66,8 @@ pub use image::{Control, ControlStopper};
 pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
 pub use tools::{
-    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, ToolError, compare, convert, copy_out, diff,
-    is_zero, walk,
+    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, RebaseOptions, Rebased, ToolError, compare,
+    convert, convert_on, copy_out, diff, is_zero, rebase, rebase_on, walk,
 };
 
 /// The examples of the agents' guide are compiled and run with the others.

@@ -151,6 +151,17 @@ impl Atom {
     }
 }
 
+impl Atom {
+    /// Whether it is bytes, all of them between two places. A piece that only touches the range is not covered by it, and neither is
+    /// what happened to the length of the file: the engine writes durably in whole pieces, inside the file.
+    fn lies_in(&self, start: u64, end: u64) -> bool {
+        match &self.what {
+            What::Bytes { write, from, to } => start <= write.at + *from as u64 && write.at + *to as u64 <= end,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Atom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "event {} file {} {:?} ", self.event, self.file.0, self.class)?;
@@ -265,8 +276,11 @@ impl<'t> CrashWalk<'t> {
                 self.live.file_mut(*file).zero(*at, *len);
                 self.push(index, *file, class, What::Punch { at: *at, len: *len });
             }
-            Event::SyncEnd { file, site, begin } if !self.options.no_op.contains(site) => {
-                self.settle(|atom| atom.file == *file && atom.event < *begin && atom.class != Class::Directory);
+            Event::SyncEnd { file, site, begin, range } if !self.options.no_op.contains(site) => {
+                self.settle(|atom| {
+                    let covered = range.is_none_or(|(start, end)| atom.lies_in(start, end));
+                    atom.file == *file && atom.event < *begin && atom.class != Class::Directory && covered
+                });
             }
             Event::Create { file, name } => {
                 self.live.file_mut(*file);
@@ -360,7 +374,7 @@ impl<'t> CrashWalk<'t> {
             }
         }
         let hash = snapshot.hash();
-        CrashImage { snapshot, hash, seed: self.trace.seed }
+        CrashImage { snapshot, hash, seed: self.trace.seed, durable_writes: self.trace.durable_writes }
     }
 
     /// Builds the images of this cut by the rules of enumeration, until `visit` returns false: all subsets of few atoms,
@@ -518,6 +532,7 @@ pub struct CrashImage {
     snapshot: Snapshot,
     hash: u128,
     seed: u64,
+    durable_writes: bool,
 }
 
 impl CrashImage {
@@ -528,7 +543,7 @@ impl CrashImage {
 
     /// The world after the power is back. With `recording`, what the recovery does can be crashed in its turn.
     pub fn boot(&self, recording: bool) -> SimWorld {
-        SimWorld::from_snapshot(self.snapshot.clone(), self.seed ^ self.hash as u64, recording)
+        SimWorld::from_snapshot(self.snapshot.clone(), self.seed ^ self.hash as u64, self.durable_writes, recording)
     }
 
     /// One file of [`CrashImage::boot`] without recording, for the common case of one file.
