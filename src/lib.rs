@@ -57,10 +57,12 @@ pub use disk::error::DiskError;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 #[cfg(feature = "store")]
 pub use image::{
-    Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, IfExists, Image, ImageOptions, ImageRef, LiveClone, Manifest,
-    Origin, Problem, Pruned, Repaired, ResetOptions, Saved, Savepoint, Source, SourceInfo, Step, StepCost, Store, StoreError, Sweep, Swept,
-    Timestamp, Verified, relink_proven,
+    Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, Dropped, IfExists, Image, ImageOptions, ImageRef, LiveClone,
+    Manifest, Origin, Problem, Pruned, Repaired, ResetOptions, Saved, Savepoint, Source, SourceInfo, Step, StepCost, Store, StoreError,
+    Sweep, Swept, Timestamp, Verified, relink_proven,
 };
+#[cfg(all(feature = "store", unix))]
+pub use image::{Control, ControlStopper};
 pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
 pub use tools::{
