@@ -7,7 +7,8 @@
 //!   direct      bitmap pages that nothing durable consults go straight to their homes
 //!   barrier 1   sync: payload, direct pages, homes of earlier commits, the mirrored header
 //!   append      one log entry with the other pages
-//!   barrier 2   sync: the entry. flush() may return Ok
+//!   barrier 2   the entry is durable: a durable write of it alone where the log is laid down (`log/writer.rs`), a sync
+//!               otherwise. flush() may return Ok
 //! ```
 //!
 //! Syncs: none when nothing changed (but one in the first flush of a session that has not changed anything yet, for what an earlier
@@ -168,9 +169,8 @@ impl Writer {
             let settled = commit.log.freeze(take(logged)).settle_without_payload();
             let (_, end) = self.lengths();
             let lengths = Lengths { flushed: commit.durable_len, last: end };
-            let entry = commit.log.append(file, &mut commit.headers, settled, lengths)?;
-            let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::Log)?;
-            commit.log.accept(entry.settle(&barrier));
+            let durable = commit.log.append(file, &mut commit.headers, settled, lengths)?;
+            commit.log.accept(durable);
             done(logged);
         }
         Ok(())
@@ -189,6 +189,7 @@ impl Writer {
         let has_payload = self.take_payload() || !direct.is_empty();
         if commit.log.is_started() {
             let settled = if has_payload || applied {
+                commit.log.lay_down(file, frozen.pages()).inspect_err(|_| self.mark_payload())?;
                 let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::Payload)?;
                 commit.durable_len = file_end;
                 frozen.settle(&barrier)
@@ -196,9 +197,8 @@ impl Writer {
                 // Only states changed that expose no payload (trims): there is nothing for a barrier to harden.
                 frozen.settle_without_payload()
             };
-            let entry = commit.log.append(file, &mut commit.headers, settled, lengths).inspect_err(|_| self.mark_payload())?;
-            let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::Log)?;
-            commit.log.accept(entry.settle(&barrier));
+            let durable = commit.log.append(file, &mut commit.headers, settled, lengths).inspect_err(|_| self.mark_payload())?;
+            commit.log.accept(durable);
         } else {
             let (guid, entry) = commit.log.write_unnamed(file, frozen, lengths).inspect_err(|_| self.mark_payload())?;
             let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::Payload)?;

@@ -148,6 +148,11 @@ impl Writer {
         self.commit.lock().inherits = false;
     }
 
+    /// The identity of the content, which stays for the rest of the session once that has begun.
+    pub(crate) fn data_write_guid(&self) -> DataWriteGuid {
+        self.commit.lock().headers.current().data_write
+    }
+
     /// Whether an earlier failure put an end to writing.
     pub(crate) fn is_latched(&self) -> bool {
         self.latched.load(Ordering::Acquire)

@@ -17,14 +17,16 @@ mod hydrate;
 mod make;
 mod merge;
 mod pairs;
+mod rebase;
 mod walk;
 
 pub use buffer::is_zero;
 pub use compare::{CompareOptions, compare};
 pub use content::Content;
-pub use convert::{ConvertOptions, Converted, convert};
+pub use convert::{ConvertOptions, Converted, convert, convert_on};
 pub use diff::{Change, ChangeKind, DiffOptions, diff};
 pub use error::ToolError;
 pub use hydrate::Hydrated;
 pub use merge::{MergeOptions, Merged, merge_into, merge_into_on, merge_to};
+pub use rebase::{RebaseOptions, Rebased, rebase, rebase_on};
 pub use walk::{copy_out, walk};

@@ -20,6 +20,7 @@ mod context;
 mod convert;
 mod create;
 mod demo;
+mod diff;
 mod digest;
 mod error;
 mod exit;
@@ -27,6 +28,7 @@ mod image;
 mod info;
 mod map;
 mod merge;
+mod rebase;
 mod relink;
 mod serve;
 mod shell;
@@ -60,10 +62,12 @@ enum Verb {
     Trim(content::TrimArgs),
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
+    Diff(diff::DiffArgs),
     Relink(relink::RelinkArgs),
     Merge(merge::MergeArgs),
     Hydrate(merge::HydrateArgs),
     Flatten(merge::FlattenArgs),
+    Rebase(rebase::RebaseArgs),
     Serve(serve::ServeArgs),
     #[command(subcommand)]
     Image(image::ImageVerb),
@@ -87,6 +91,7 @@ impl Verb {
             Self::Trim(args) => content::run_trim(args, ctx),
             Self::Convert(args) => convert::run(args, ctx),
             Self::Compare(args) => compare::run(args, ctx),
+            Self::Diff(args) => diff::run(args, ctx),
             Self::Image(verb) => verb.run(ctx),
             Self::Clone(verb) => verb.run(ctx),
             Self::Demo(args) => demo::show(args, ctx),
@@ -94,6 +99,7 @@ impl Verb {
             Self::Merge(args) => merge::run(args, ctx),
             Self::Hydrate(args) => merge::run_hydrate(args, ctx),
             Self::Flatten(args) => merge::run_flatten(args, ctx),
+            Self::Rebase(args) => rebase::run(args, ctx),
             Self::Serve(args) => serve::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),
             Self::Man(args) => shell::run_man(args, Cli::command(), ctx),
