@@ -5,6 +5,7 @@
 //! several times slower on common processors: unaligned buffers would drown every other effect. Everything lies on a memory file
 //! system where there is one, so that what is measured is the engine's own work and not a device.
 
+use diffdisk::storage::PageBuffer;
 use diffdisk::{CreateOptions, Disk, OpenOptions};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -20,31 +21,26 @@ pub const MAX_DEPTH: usize = 32;
 /// Positions in a stream before it repeats, and pages that the warm child holds itself.
 const STREAM: usize = 8192;
 
-/// A buffer that starts on a page.
-pub struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-}
+/// A buffer that starts on a page, filled with noise.
+pub struct Buffer(PageBuffer);
 
 impl Buffer {
     pub fn new(len: usize) -> Self {
-        let mut bytes = vec![0; len + PAGE];
-        let start = bytes.as_ptr().align_offset(PAGE);
+        let mut bytes = PageBuffer::new(len);
         let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-        for byte in &mut bytes {
+        for byte in &mut *bytes {
             state = next_random(state);
             *byte = state as u8;
         }
-        Self { bytes, start, len }
+        Self(bytes)
     }
 
     pub fn get(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.len]
+        &self.0
     }
 
     pub fn get_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.len]
+        &mut self.0
     }
 }
 
@@ -151,7 +147,7 @@ fn new_file(path: PathBuf) -> File {
 }
 
 /// `DIFFDISK_BENCH_DIR`, a memory file system, or the usual place for temporary files, in this order.
-fn scratch_dir() -> TempDir {
+pub fn scratch_dir() -> TempDir {
     let chosen = std::env::var_os("DIFFDISK_BENCH_DIR").map(PathBuf::from);
     let memory = PathBuf::from("/dev/shm");
     match chosen.or_else(|| memory.is_dir().then_some(memory)) {

@@ -12,5 +12,6 @@ pub(crate) mod items;
 pub(crate) mod layer;
 pub(crate) mod trim;
 pub(crate) mod write;
+mod write_batch;
 #[expect(dead_code, reason = "compacting, resizing, merging and flattening use the rest of it")]
 pub(crate) mod writer;
