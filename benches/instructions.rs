@@ -80,6 +80,14 @@ fn main() {
                 plain.write_all_at(buf.get(), place(i, 0)).expect("the plain file is written");
             }
         }
+        "plain-copy" => {
+            let source = Buffer::new(SIZE as usize);
+            for i in 0..count {
+                let at = place(i, 0) as usize;
+                buf.get_mut().copy_from_slice(black_box(&source.get()[at..at + PAGE as usize]));
+                black_box(buf.get()[0]);
+            }
+        }
         "read-base" => read(&open(false, false), 1, &mut buf),
         "read-base-writable" => read(&open(true, false), 1, &mut buf),
         "read-base-mapped" => read(&open(false, true), 1, &mut buf),
