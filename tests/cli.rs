@@ -265,7 +265,7 @@ fn map_names_file_and_place() {
     assert_eq!(place.json("map child.vhdx --offset 20M"), json!([]));
     place.ok("trim child.vhdx --offset 12M --length 1M");
     assert_eq!(place.json("map child.vhdx --offset 12M --length 1M")[0]["kind"], "zero");
-    assert_eq!(place.ok("map child.vhdx --offset 13M --length 4K").lines().count(), 2);
+    assert_eq!(place.ok("map child.vhdx --offset 13M --length 4K").lines().count(), 4);
 }
 
 #[test]
@@ -435,6 +435,55 @@ fn convert_makes_children_and_feeds_pipes() {
     place.fails(2, "convert later.img a.vhdx --parent flat.vhdx --sector 4096");
     place.fails(2, "convert later.img flat.vhdx --parent flat.vhdx --force");
     assert!(!place.path("a.vhdx").exists());
+}
+
+#[test]
+fn changes_are_listed_and_exported_and_children_rebased() {
+    let place = Place::new();
+    place.chain();
+    let content = content_of_child();
+    place.ok("convert base.vhdx app.vhdx");
+    let found = place.json("diff base.vhdx child.vhdx");
+    assert_eq!(keys(&found), ["a", "b", "changed", "extents", "granularity"]);
+    let extents = found["extents"].as_array().expect("a list");
+    assert!(!extents.is_empty() && keys(&extents[0]) == ["kind", "length", "start"], "{found}");
+    let changed: u64 = extents.iter().map(|extent| extent["length"].as_u64().expect("a number")).sum();
+    assert_eq!(found["changed"], changed);
+    assert_eq!(place.json("diff child.vhdx child.vhdx")["extents"], json!([]));
+    assert_eq!(place.json("diff app.vhdx base.vhdx --by-allocation")["b"]["file"], "base.vhdx");
+    place.fails(2, "diff base.vhdx child.vhdx --granularity 1000");
+
+    // Sent as a file to where a copy of the base is: read through there, it is the child.
+    let made = place.json("diff base.vhdx child.vhdx --export delta.vhdx");
+    assert_eq!(keys(&made), ["allocated", "file", "parent", "virtual_size", "written", "zeroed"]);
+    assert!(made["written"].as_u64().expect("a number") + made["zeroed"].as_u64().expect("a number") <= changed + 8192, "{made}");
+    assert!(place.ok("digest delta.vhdx").starts_with(&sha256(&content)));
+    assert!(place.fails(5, "diff base.vhdx child.vhdx --export delta.vhdx").contains("--force"));
+    place.ok("diff base.vhdx child.vhdx --export delta.vhdx --force");
+    std::fs::write(place.path("base.img"), &content).expect("a file");
+    place.fails(2, "diff base.img child.vhdx --export a.vhdx");
+
+    // The same content under another identity: nothing meets, and nothing changes.
+    let done = place.json("rebase child.vhdx --onto app.vhdx --dry-run");
+    assert_eq!(keys(&done), ["agreed", "conflicts", "copied", "file", "inherited", "linked", "parent"]);
+    assert_eq!((&done["linked"], &done["inherited"]), (&json!(false), &json!(0)));
+    let before = place.json("info child.vhdx")["data_write_guid"].clone();
+    assert_eq!(place.json("rebase child.vhdx --onto app.vhdx")["linked"], true);
+    assert!(place.ok("digest child.vhdx").starts_with(&sha256(&content)));
+    assert_eq!(place.json("info child.vhdx")["data_write_guid"], before);
+    // A parent that changed where the child holds something.
+    place.ok("create blank.vhdx --size 20M");
+    let output = place.run("rebase child.vhdx --onto blank.vhdx --json");
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(6), String::new()));
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(!told["conflicts"].as_array().expect("a list").is_empty() && told["linked"] == false, "{told}");
+    assert!(place.ok("digest child.vhdx").starts_with(&sha256(&content)));
+    let kept = place.json("rebase child.vhdx --onto blank.vhdx --keep-content");
+    assert!(kept["copied"].as_u64().expect("a number") > 0 && kept["linked"] == true, "{kept}");
+    assert!(place.ok("digest child.vhdx").starts_with(&sha256(&content)));
+    place.ok("check child.vhdx --chain");
+    place.fails(2, "rebase child.vhdx --onto child.vhdx");
+    place.fails(2, "rebase blank.vhdx --onto app.vhdx");
 }
 
 #[test]

@@ -43,7 +43,6 @@ impl Disk {
         (shared > 0).then_some((a.len() - shared, b.len() - shared))
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "rebase follows"))]
     /// The disk that this one stands on, read-only, on the same open files. `None` without an open parent.
     pub(crate) fn parent_view(&self) -> Option<Self> {
         match &self.parents {

@@ -104,6 +104,11 @@ impl<'a> Content<'a> {
         Ok(Self { path, size: disk.size(), bytes: Bytes::Disk(Box::new(disk)) })
     }
 
+    /// A disk that is handed over; `name` stands in errors.
+    pub fn own(disk: Disk, name: impl Into<PathBuf>) -> Self {
+        Self { path: name.into(), size: disk.size(), bytes: Bytes::Disk(Box::new(disk)) }
+    }
+
     /// A disk that the caller has open; `name` stands in errors. Nobody may write to it meanwhile, unless a verb says otherwise.
     pub fn of(disk: &'a Disk, name: impl Into<PathBuf>) -> Self {
         Self { path: name.into(), size: disk.size(), bytes: Bytes::Borrowed(disk) }

@@ -19,7 +19,7 @@ use super::error::{About, ToolError};
 use super::make::{Draft, Spot, make_whole, may_replace, place};
 use crate::chain::{CreateOptions, Disk, OpenOptions, ParentPolicy};
 use crate::progress::{Cancel, Phase, Progress};
-use crate::storage::{Storage, set_len, write_all};
+use crate::storage::{Operation, Storage, StorageError, Volume, set_len, write_all};
 use crate::sync::Arc;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -27,15 +27,15 @@ use std::path::{Path, PathBuf};
 /// What [`convert`] makes.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
-    pub(super) form: Form,
+    form: Form,
     block_size: Option<u64>,
     sector: Option<u32>,
     overwrite: bool,
-    pub(super) workers: usize,
+    workers: usize,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Form {
+enum Form {
     Raw,
     Dynamic,
     Fixed,
@@ -97,7 +97,7 @@ impl ConvertOptions {
     }
 
     /// How the new VHDX is created. The size of a raw source is rounded up to whole sectors; the rest is zeros.
-    pub(super) fn create(&self, source: &Content<'_>, parent_sector: Option<u32>) -> CreateOptions {
+    fn create(&self, source: &Content<'_>, parent_sector: Option<u32>) -> CreateOptions {
         let metadata = source.disk().map(|disk| &disk.leaf.metadata);
         let sector = parent_sector.or(self.sector).or(metadata.map(|m| m.logical_sector)).unwrap_or(512);
         let size = source.size().checked_next_multiple_of(u64::from(sector.max(1))).unwrap_or(source.size());
@@ -197,39 +197,76 @@ pub fn convert(
     }
 }
 
+/// The same for an embedder who brings a directory of his own: `name` is made in `volume`. A [child](ConvertOptions::child_of) is made over
+/// `parents`, given nearest first, whatever path the options name; its parent locator has a path of the right form that leads nowhere.
+/// What may be replaced is the caller's business.
+///
+/// # Errors
+/// As [`convert`].
+pub fn convert_on(
+    source: &Content<'_>,
+    volume: &dyn Volume,
+    name: &str,
+    parents: &[Arc<dyn Storage>],
+    options: &ConvertOptions,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Converted, ToolError> {
+    let path = Path::new(name);
+    let crew = Crew { workers: options.workers, progress, cancel };
+    let spot = Spot { volume, name, path, overwrite: options.overwrite };
+    if matches!(options.form, Form::Raw) {
+        return make_raw(source, spot, crew);
+    }
+    if !matches!(options.form, Form::Child(..)) {
+        let create = options.create(source, None);
+        return make_disk(spot, |file| Disk::create_on(file, &create).about(path), |disk| fill(disk, source, spot, crew));
+    }
+    let mut below = parents.iter().cloned();
+    let nearest = below.next().ok_or_else(|| ToolError::refused(path, "a child is made over a parent, and none was given"))?;
+    let sector = Disk::open_on(nearest, below.collect(), &OpenOptions::new()).about(path)?.logical_sector_size();
+    let create = options.create(source, Some(sector));
+    let lay = |file| Disk::create_child_on(file, parents.to_vec(), &create).about(path);
+    make_disk(spot, lay, |disk| apply::show(disk, source, path, crew))
+}
+
 /// A raw file with the content of `source`.
-pub(super) fn make_raw(source: &Content<'_>, spot: Spot<'_>, crew: Crew<'_>) -> Result<Converted, ToolError> {
-    let (file, written) = make_whole(spot, |file| {
+fn make_raw(source: &Content<'_>, spot: Spot<'_>, crew: Crew<'_>) -> Result<Converted, ToolError> {
+    make(spot, |file| {
         set_len(&**file, source.size()).about(spot.path)?;
-        copy(source, crew, |content, at| write_all(&**file, content, at).about(spot.path))
-    })?;
-    answer(&*file, source.size(), Put { written, zeroed: 0 }, spot.path)
+        let written = copy(source, crew, |content, at| write_all(&**file, content, at).about(spot.path))?;
+        Ok((source.size(), Put { written, zeroed: 0 }))
+    })
 }
 
 /// A new disk, laid down by `create` and filled by `fill`.
-pub(super) fn make_disk(
+fn make_disk(
     spot: Spot<'_>,
     create: impl FnOnce(Arc<dyn Storage>) -> Result<Disk, ToolError>,
     fill: impl FnOnce(&Disk) -> Result<Put, ToolError>,
 ) -> Result<Converted, ToolError> {
-    let (file, (size, put)) = make_whole(spot, |file| {
+    make(spot, |file| {
         let disk = create(Arc::new(Draft(Arc::clone(file))))?;
         let put = fill(&disk)?;
         let size = disk.size();
         disk.close().about(spot.path)?;
         Ok((size, put))
-    })?;
-    answer(&*file, size, put, spot.path)
+    })
 }
 
-fn answer(file: &dyn Storage, virtual_size: u64, put: Put, path: &Path) -> Result<Converted, ToolError> {
-    use crate::storage::{Operation, StorageError};
-    let allocated = file.allocated().map_err(|e| StorageError::new(Operation::Len, 0, e)).about(path)?;
-    Ok(Converted { virtual_size, written: put.written, zeroed: put.zeroed, allocated })
+fn make(spot: Spot<'_>, fill: impl FnOnce(&Arc<dyn Storage>) -> Result<(u64, Put), ToolError>) -> Result<Converted, ToolError> {
+    let allocated = |file: &dyn Storage| file.allocated().map_err(|e| StorageError::new(Operation::Len, 0, e)).about(spot.path);
+    let (file, mut made) = make_whole(spot, |file| {
+        let (virtual_size, put) = fill(file)?;
+        Ok(Converted { virtual_size, written: put.written, zeroed: put.zeroed, allocated: allocated(&**file)? })
+    })?;
+    // Once it is synced the file system knows better; if it will not say, what it said before is as good as anything, and the file is made.
+    made.allocated = allocated(&*file).unwrap_or(made.allocated);
+    Ok(made)
 }
 
 /// Copies what is not zeros into a disk that is all zeros.
-pub(super) fn fill(disk: &Disk, source: &Content<'_>, spot: Spot<'_>, crew: Crew<'_>) -> Result<Put, ToolError> {
+fn fill(disk: &Disk, source: &Content<'_>, spot: Spot<'_>, crew: Crew<'_>) -> Result<Put, ToolError> {
     let written = copy(source, crew, |content, at| disk.write_at(content, at).about(spot.path))?;
     Ok(Put { written, zeroed: 0 })
 }

@@ -1,6 +1,6 @@
 //! What can go wrong while working on whole disks.
 
-use crate::chain::{CreateError, OpenError};
+use crate::chain::{CreateError, OpenError, RelinkError};
 use crate::disk::error::DiskError;
 use crate::kind::ErrorKind;
 use crate::storage::StorageError;
@@ -46,6 +46,15 @@ pub enum ToolError {
         #[source]
         cause: StorageError,
     },
+    /// A child's parent locator cannot be rewritten.
+    #[error("{}: {cause}", path.display())]
+    Relink {
+        /// The child.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: Box<RelinkError>,
+    },
     /// The request makes no sense for this file.
     #[error("{}: {why}", path.display())]
     Refused {
@@ -67,6 +76,7 @@ impl ToolError {
             Self::Create { cause, .. } => cause.kind(),
             Self::Disk { cause, .. } => cause.kind(),
             Self::Storage { cause, .. } => cause.kind(),
+            Self::Relink { cause, .. } => cause.kind(),
             Self::Refused { .. } => ErrorKind::InvalidInput,
             Self::Cancelled => ErrorKind::Cancelled,
         }

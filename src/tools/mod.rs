@@ -15,12 +15,14 @@ mod diff;
 mod error;
 mod make;
 mod pairs;
+mod rebase;
 mod walk;
 
 pub use buffer::is_zero;
 pub use compare::{CompareOptions, compare};
 pub use content::Content;
-pub use convert::{ConvertOptions, Converted, convert};
+pub use convert::{ConvertOptions, Converted, convert, convert_on};
 pub use diff::{Change, ChangeKind, DiffOptions, diff};
 pub use error::ToolError;
+pub use rebase::{RebaseOptions, Rebased, rebase, rebase_on};
 pub use walk::{copy_out, walk};
