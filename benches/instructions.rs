@@ -4,6 +4,7 @@
 //! preparation matters. What a plain file costs in the same loop is subtracted as well. Without arguments it does nothing, so that
 //! `cargo bench` may call it.
 
+#[path = "support/ground.rs"]
 mod support;
 
 use diffdisk::{CreateOptions, Disk, OpenOptions};
@@ -11,12 +12,12 @@ use std::fs::File;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use support::Buffer;
+use support::{Buffer, PAGE};
 
 const MIB: u64 = 1 << 20;
 /// Virtual bytes of the disk.
 const SIZE: u64 = 16 * MIB;
-const PAGE: u64 = 4096;
+const PAGES: u64 = SIZE / PAGE as u64;
 
 /// A base, a child with every other page of its own, and a child of that: two levels above the base.
 fn chain(dir: &Path) {
@@ -32,8 +33,8 @@ fn chain(dir: &Path) {
     };
     child("middle", "base").close().expect("the middle is closed");
     let leaf = child("leaf", "middle");
-    for at in (0..SIZE).step_by(2 * PAGE as usize) {
-        leaf.write_at(&content.get()[..PAGE as usize], at).expect("the leaf is written");
+    for at in (0..SIZE).step_by(2 * PAGE) {
+        leaf.write_at(&content.get()[..PAGE], at).expect("the leaf is written");
     }
     leaf.close().expect("the leaf is closed");
     std::fs::write(path("plain"), vec![1; SIZE as usize]).expect("the plain file is written");
@@ -41,7 +42,7 @@ fn chain(dir: &Path) {
 
 /// Every page once, in an order that jumps; those of the leaf are even.
 fn place(i: u64, parity: u64) -> u64 {
-    ((i * 0x9E37) % (SIZE / PAGE / 2) * 2 + parity) * PAGE
+    ((i * 0x9E37) % (PAGES / 2) * 2 + parity) * PAGE as u64
 }
 
 fn main() {
@@ -53,14 +54,14 @@ fn main() {
     let count: u64 = count.parse().expect("COUNT is a number");
     let dir = support::scratch_dir();
     chain(dir.path());
-    let mut buf = Buffer::new(PAGE as usize);
+    let mut buf = Buffer::new(PAGE);
     let plain = File::options().read(true).write(true).open(dir.path().join("plain")).expect("the plain file opens");
     let open = |writable, mapped| {
         Disk::open(dir.path().join("leaf"), &OpenOptions::new().writable(writable).map_ancestors(mapped)).expect("the chain opens")
     };
     let read = |disk: &Disk, parity, buf: &mut Buffer| {
         // Tables are read on first touch; that is no part of a hot read.
-        for i in 0..SIZE / PAGE / 2 {
+        for i in 0..PAGES / 2 {
             disk.read_at(buf.get_mut(), place(i, parity)).expect("the disk is read");
         }
         for i in 0..count {
@@ -84,7 +85,7 @@ fn main() {
             let source = Buffer::new(SIZE as usize);
             for i in 0..count {
                 let at = place(i, 0) as usize;
-                buf.get_mut().copy_from_slice(black_box(&source.get()[at..at + PAGE as usize]));
+                buf.get_mut().copy_from_slice(black_box(&source.get()[at..at + PAGE]));
                 black_box(buf.get()[0]);
             }
         }
@@ -96,7 +97,7 @@ fn main() {
         "rewrite" => {
             let disk = open(true, false);
             disk.write_at(buf.get(), place(0, 0)).expect("the session begins");
-            for i in 0..SIZE / PAGE / 2 {
+            for i in 0..PAGES / 2 {
                 disk.write_at(buf.get(), place(i, 0)).expect("the disk is written");
             }
             for i in 0..count {

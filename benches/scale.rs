@@ -10,6 +10,7 @@
 
 #[path = "support/plot.rs"]
 mod plot;
+#[path = "support/ground.rs"]
 mod support;
 
 use diffdisk::{CreateOptions, Disk, OpenOptions};
