@@ -122,7 +122,7 @@ fn neighbours_travel_together_whatever_their_order() {
         disk.write_at(&data, page * 4096).unwrap();
     }
     let mut buffers = vec![[0_u8; 4096]; 64];
-    (base.calls(), child.calls());
+    let _ = (base.calls(), child.calls());
     let mut batch: Vec<(u64, &mut [u8])> =
         buffers.iter_mut().enumerate().map(|(i, buf)| ((i as u64 * 37 % 64) * 4096, &mut buf[..])).collect();
     disk.read_batch(&mut batch).unwrap();
@@ -132,7 +132,7 @@ fn neighbours_travel_together_whatever_their_order() {
     assert_eq!((base.calls(), child.calls()), (0, 1), "and so are 64 rewrites");
     // Half of them are the parent's: one run in each file. (The first read of the parent also reads a page of its BAT.)
     disk.read_at(&mut buffers[0], 70 * 4096).unwrap();
-    (base.calls(), child.calls());
+    let _ = (base.calls(), child.calls());
     let mut batch: Vec<(u64, &mut [u8])> = buffers.iter_mut().enumerate().map(|(i, buf)| ((32 + i as u64) * 4096, &mut buf[..])).collect();
     disk.read_batch(&mut batch).unwrap();
     assert_eq!((base.calls(), child.calls()), (1, 1));
