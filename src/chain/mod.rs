@@ -1,6 +1,7 @@
 //! A leaf and its parents: which files may be parents, how they become one disk, and what that disk can do.
 
 pub(crate) mod ancestor;
+mod batch;
 mod check;
 mod disk;
 mod error;

@@ -11,4 +11,5 @@ pub(crate) mod items;
 pub(crate) mod layer;
 pub(crate) mod trim;
 pub(crate) mod write;
+mod write_batch;
 pub(crate) mod writer;
