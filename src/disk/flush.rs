@@ -286,7 +286,11 @@ impl Writer {
         let Commit { headers, log, .. } = &mut *commit;
         log.stop(file, headers, data_write).map_err(|e| if e.is_harmless() { e.into() } else { self.latch(e.into()) })?;
         // The log is empty in both durable headers, so nothing vouches for the old length any more.
+        let given_up = std::mem::take(&mut *self.given_up.lock());
         let mut space = self.space.lock();
+        for home in given_up {
+            space.add_free(Extent { start: home.mib(), mib: 1 }, false);
+        }
         let end = space.trimmed_end();
         if end < space.file_end() {
             storage::set_len(file, end * MIB)?;

@@ -77,7 +77,7 @@ impl Writer {
             (PayloadState::FullyPresent(home) | PayloadState::PartiallyPresent(home), _) => Some(home),
             (PayloadState::NotPresent, _) => {
                 let start = g.block_start(block).get();
-                if !self.layer.has_parent() || how != Clear::Pin && backing.is_zero(start, u64::from(g.visible_len(block)))? {
+                if !self.layer.shows_parent() || how != Clear::Pin && backing.is_zero(start, u64::from(g.visible_len(block)))? {
                     return Ok(()); // reads as zeros already
                 }
                 None
@@ -108,7 +108,7 @@ impl Writer {
             match self.hold_still(span.block)? {
                 PayloadState::FullyPresent(home) => return self.zero_in_place(home, u64::from(span.within.get()), u64::from(span.len)),
                 PayloadState::Zero | PayloadState::Unmapped | PayloadState::Undefined => return Ok(()),
-                PayloadState::NotPresent if !self.layer.has_parent() => return Ok(()),
+                PayloadState::NotPresent if !self.layer.shows_parent() => return Ok(()),
                 PayloadState::NotPresent | PayloadState::PartiallyPresent(_) => {}
             }
         }

@@ -95,7 +95,7 @@ impl Writer {
 
     /// The block's home, if every sector of the span is present.
     #[inline]
-    fn hot_home(&self, span: BlockSpan) -> Result<Option<BlockHome>, DiskError> {
+    pub(super) fn hot_home(&self, span: BlockSpan) -> Result<Option<BlockHome>, DiskError> {
         match self.layer.bat.settled(span.block, &*self.layer.file)? {
             Some(PayloadState::FullyPresent(home)) => Ok(Some(home)),
             Some(PayloadState::PartiallyPresent(home)) => {
@@ -139,7 +139,7 @@ impl Writer {
     }
 
     #[cold]
-    fn write_cold(&self, backing: &dyn Backing, span: BlockSpan, data: &[u8]) -> Result<(), DiskError> {
+    pub(super) fn write_cold(&self, backing: &dyn Backing, span: BlockSpan, data: &[u8]) -> Result<(), DiskError> {
         let _stripe = self.stripe(span.block);
         let within = span.within.get();
         let cold = Cold { block: span.block, within, data, sectors: self.sectors_of(within, span.len) };
@@ -147,7 +147,7 @@ impl Writer {
             // Somebody else was first.
             PayloadState::FullyPresent(home) => self.put(home, within, data),
             PayloadState::PartiallyPresent(home) => self.write_partial(backing, &cold, home),
-            PayloadState::NotPresent if self.layer.has_parent() => {
+            PayloadState::NotPresent if self.layer.shows_parent() => {
                 if within == 0 && span.len >= self.layer.geometry.visible_len(span.block) {
                     self.first_touch_whole(&cold)
                 } else {
@@ -162,7 +162,7 @@ impl Writer {
 
     /// Writes bytes into a block of this file.
     #[inline]
-    fn put(&self, home: BlockHome, within: u32, data: &[u8]) -> Result<(), DiskError> {
+    pub(super) fn put(&self, home: BlockHome, within: u32, data: &[u8]) -> Result<(), DiskError> {
         let result = storage::write_all(&*self.layer.file, data, home.start().get() + u64::from(within));
         // Also after a failure: a part may have landed.
         self.mark_payload();
@@ -181,7 +181,7 @@ impl Writer {
     }
 
     /// Makes a block fully present at `home`. The caller holds the stripe.
-    fn publish_whole(&self, block: BlockIndex, home: BlockHome) {
+    pub(super) fn publish_whole(&self, block: BlockIndex, home: BlockHome) {
         let _gate = self.gate.read();
         self.publish(self.layer.geometry.bat_index(block), PayloadState::FullyPresent(home).encode());
     }
@@ -256,7 +256,7 @@ impl Writer {
         let _stripe = self.stripe(span.block);
         match self.hold_still(span.block)? {
             PayloadState::FullyPresent(_) | PayloadState::PartiallyPresent(_) => Ok(false),
-            PayloadState::NotPresent if self.layer.has_parent() && span.len < g.visible_len(span.block) => {
+            PayloadState::NotPresent if self.layer.shows_parent() && span.len < g.visible_len(span.block) => {
                 self.publish_partial(span.block, self.sectors_of(span.within.get(), span.len), space.home)?;
                 Ok(true)
             }

@@ -103,6 +103,11 @@ pub(crate) struct Writer {
     /// bitmap at once, under different stripes: whoever comes first allocates it here, both publish it. Taken under a stripe
     /// and outside of `gate` and `space`.
     fresh_bitmaps: Mutex<HashMap<u32, BlockHome>>,
+    /// Sector bitmap blocks that were given up in this session. The log holds images of their pages: until it is empty, bringing pages home
+    /// or a replay writes them there, so nobody else may have the space before the end of the session.
+    pub(super) given_up: Mutex<Vec<BlockHome>>,
+    /// Partially present blocks into whose missing sectors hosts are writing by themselves, and how many of them. Taken under a stripe.
+    hosted: Mutex<HashMap<BlockIndex, usize>>,
     /// Held by whoever rearranges the whole file (compacting, hydrating, flattening, resizing): one of them at a time. Outside of
     /// all other locks.
     pub(crate) overhaul: Mutex<()>,
@@ -134,6 +139,8 @@ impl Writer {
             quarantine: Quarantine::new(),
             payload_dirty: AtomicBool::new(false),
             fresh_bitmaps: Mutex::new(HashMap::new()),
+            given_up: Mutex::new(Vec::new()),
+            hosted: Mutex::new(HashMap::new()),
             overhaul: Mutex::new(()),
             anchors: Mutex::new(Vec::new()),
             layer,
@@ -381,6 +388,32 @@ impl Writer {
             Entry::Occupied(found) => Ok(*found.get()),
             Entry::Vacant(free) => Ok(*free.insert(self.allocate(1, true)?.home)),
         }
+    }
+
+    /// The sector bitmap block of a chunk is not needed any more. The caller holds the gate and publishes that.
+    pub(crate) fn give_up_bitmap(&self, chunk: ChunkIndex, home: BlockHome) {
+        self.fresh_bitmaps.lock().remove(&chunk.get());
+        self.given_up.lock().push(home);
+    }
+
+    /// A host is going to write into missing sectors of a partially present block. The caller holds the block's stripe.
+    pub(super) fn enter_hosted(&self, block: BlockIndex) {
+        *self.hosted.lock().entry(block).or_insert(0) += 1;
+    }
+
+    /// The host is done, or gave up.
+    pub(super) fn leave_hosted(&self, block: BlockIndex) {
+        if let Entry::Occupied(mut hosts) = self.hosted.lock().entry(block) {
+            *hosts.get_mut() -= 1;
+            if *hosts.get() == 0 {
+                hosts.remove();
+            }
+        }
+    }
+
+    /// Whether a host is writing into it. The caller holds the block's stripe.
+    pub(super) fn is_hosted(&self, block: BlockIndex) -> bool {
+        self.hosted.lock().contains_key(&block)
     }
 
     /// Publishes a BAT entry. The caller holds the gate (shared) and the block's stripe.

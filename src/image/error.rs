@@ -246,6 +246,14 @@ pub enum StoreError {
         /// Why, and whether it takes effect later.
         source: SwitchError,
     },
+    /// The process that has the clone open could not do what it was asked.
+    #[error("{message}")]
+    Remote {
+        /// What sort of failure.
+        kind: ErrorKind,
+        /// What it said.
+        message: String,
+    },
     /// Reading or writing a VHDX failed.
     #[error("{}: {source}", path.display())]
     Disk {
@@ -278,6 +286,7 @@ impl StoreError {
             Self::Create { source, .. } => source.kind(),
             Self::Relink { source, .. } => source.kind(),
             Self::Switch { source, .. } => source.kind(),
+            Self::Remote { kind, .. } => *kind,
             Self::Disk { source, .. } => source.kind(),
         }
     }

@@ -19,7 +19,7 @@ use super::names::check_savepoint_name;
 use super::record::{Record, Savepoint};
 use crate::chain::{LiveDisk, OpenOptions};
 use crate::guid::Guid;
-use crate::sync::Mutex;
+use crate::sync::{Arc, Mutex};
 use std::ops::Deref;
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub struct Saved {
 #[derive(Debug)]
 pub struct LiveClone {
     clone: CloneDisk,
-    disk: LiveDisk,
+    disk: Arc<LiveDisk>,
     /// A save whose switch could not be finished: what is held until it is.
     unfinished: Mutex<Option<(Held, Record)>>,
 }
@@ -87,7 +87,7 @@ impl CloneDisk {
     /// As [`CloneDisk::open`].
     pub fn open_live_with(&self, options: &OpenOptions) -> Result<LiveClone, StoreError> {
         let disk = self.open_with(&options.clone().writable(true))?;
-        Ok(LiveClone { clone: self.clone(), disk: LiveDisk::new(disk, options), unfinished: Mutex::new(None) })
+        Ok(LiveClone { clone: self.clone(), disk: Arc::new(LiveDisk::new(disk, options)), unfinished: Mutex::new(None) })
     }
 }
 
@@ -95,6 +95,11 @@ impl LiveClone {
     /// The clone.
     pub fn clone_disk(&self) -> &CloneDisk {
         &self.clone
+    }
+
+    /// Its disk, for an export. [`LiveClone::close`] wants it back.
+    pub fn disk(&self) -> Arc<LiveDisk> {
+        Arc::clone(&self.disk)
     }
 
     /// Freezes the clone's present state under a name, to come back to, while others go on reading and writing it.
@@ -152,11 +157,12 @@ impl LiveClone {
     /// Flushes and closes the clone, as [`LiveDisk::close`] does.
     ///
     /// # Errors
-    /// As [`LiveDisk::close`].
+    /// As [`LiveDisk::close`]; `InUse` while somebody holds what [`LiveClone::disk`] gave.
     pub fn close(self) -> Result<(), StoreError> {
         let path = self.clone.path.clone();
         let booked = self.book(&mut self.unfinished.lock());
-        let closed = self.disk.close().map_err(StoreError::disk(&path));
+        let disk = Arc::into_inner(self.disk).ok_or_else(|| StoreError::in_use(&path))?;
+        let closed = disk.close().map_err(StoreError::disk(&path));
         booked.and(closed)
     }
 }

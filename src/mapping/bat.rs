@@ -224,7 +224,7 @@ impl BatTable {
         if let Some(page) = self.pages.get(Self::page_of(index))
             && !page.suspect
             // Acquire as in `load`.
-            && let Ok(state) = PayloadState::decode(page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire))
+            && let Some(state) = PayloadState::decode_sound(page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire))
         {
             return Ok(state);
         }

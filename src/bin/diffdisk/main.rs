@@ -28,6 +28,7 @@ mod exit;
 mod image;
 mod info;
 mod map;
+mod merge;
 mod rebase;
 mod relink;
 mod serve;
@@ -65,6 +66,9 @@ enum Verb {
     Compact(compact::CompactArgs),
     Diff(diff::DiffArgs),
     Relink(relink::RelinkArgs),
+    Merge(merge::MergeArgs),
+    Hydrate(merge::HydrateArgs),
+    Flatten(merge::FlattenArgs),
     Rebase(rebase::RebaseArgs),
     Serve(serve::ServeArgs),
     #[command(subcommand)]
@@ -95,6 +99,9 @@ impl Verb {
             Self::Clone(verb) => verb.run(ctx),
             Self::Demo(args) => demo::show(args, ctx),
             Self::Relink(args) => relink::run(args, ctx),
+            Self::Merge(args) => merge::run(args, ctx),
+            Self::Hydrate(args) => merge::run_hydrate(args, ctx),
+            Self::Flatten(args) => merge::run_flatten(args, ctx),
             Self::Rebase(args) => rebase::run(args, ctx),
             Self::Serve(args) => serve::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),

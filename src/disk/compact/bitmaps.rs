@@ -44,7 +44,7 @@ impl Compactor<'_> {
     pub(super) fn free_bitmaps(&mut self) -> Outcome<()> {
         let writer = self.writer;
         let layer = &writer.layer;
-        if !layer.has_parent() {
+        if !layer.shows_parent() {
             return Ok(());
         }
         let mut idle: Vec<ChunkIndex> = Vec::new();

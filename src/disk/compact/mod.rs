@@ -147,6 +147,8 @@ impl<'a> Compactor<'a> {
     pub(crate) fn run(mut self) -> Outcome<CompactReport> {
         let writer = self.writer;
         let _only = writer.overhaul.lock();
+        // Where the link was cut, a block that is not present reads as zeros. Nobody cuts it while we are at work.
+        self.backing = self.backing.filter(|_| writer.layer.shows_parent());
         writer.check_latch()?;
         let file = &*writer.layer.file;
         self.report.file_before = storage::len(file)?;
