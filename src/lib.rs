@@ -68,8 +68,8 @@ pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
 pub use tools::{
     Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, Hydrated, MergeOptions, Merged, RebaseOptions,
-    Rebased, ToolError, compare, convert, convert_on, copy_out, diff, is_zero, merge_into, merge_into_on, merge_to, rebase, rebase_on,
-    walk,
+    Rebased, ResizeOptions, Resized, ToolError, compare, convert, convert_on, copy_out, diff, is_zero, merge_into, merge_into_on, merge_to,
+    rebase, rebase_on, walk,
 };
 
 /// The examples of the agents' guide are compiled and run with the others.

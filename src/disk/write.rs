@@ -198,7 +198,7 @@ impl Writer {
     }
 
     /// Makes a block partially present whose `sectors` are written at `home`. The caller holds the stripe.
-    fn publish_partial(&self, block: BlockIndex, sectors: (u32, u32), home: BlockHome) -> Result<(), DiskError> {
+    pub(super) fn publish_partial(&self, block: BlockIndex, sectors: (u32, u32), home: BlockHome) -> Result<(), DiskError> {
         let g = &self.layer.geometry;
         let (_gate, new_bitmap) = self.enter_slice(block)?;
         // MS-VHDX 2.4: bits of a block that was not partially present are stale, so the whole slice is rewritten.
@@ -321,7 +321,7 @@ impl Writer {
 
     /// Brings the bitmap pages of a block's slice into memory. Returns the home of the chunk's sector bitmap block when it
     /// had to be allocated; the caller publishes it.
-    fn load_slice(&self, block: BlockIndex) -> Result<Option<BlockHome>, DiskError> {
+    pub(super) fn load_slice(&self, block: BlockIndex) -> Result<Option<BlockHome>, DiskError> {
         let g = &self.layer.geometry;
         let chunk = g.chunk_of(block);
         let file = &*self.layer.file;
@@ -343,7 +343,7 @@ impl Writer {
     }
 
     /// Sets or clears the bits of sectors `first..end` of a block, in memory. The caller holds the gate.
-    fn fill_bits(&self, block: BlockIndex, first: u32, end: u32, value: bool) {
+    pub(super) fn fill_bits(&self, block: BlockIndex, first: u32, end: u32, value: bool) {
         let g = &self.layer.geometry;
         self.layer.bitmaps.fill(g.chunk_of(block), g.first_bit(block) + first, end - first, value, |number, page| {
             self.dirty.mark(PageKey::Bitmap(number), &page.dirty);

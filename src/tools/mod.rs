@@ -19,6 +19,7 @@ mod make;
 mod merge;
 mod pairs;
 mod rebase;
+mod resize;
 mod walk;
 
 pub use buffer::is_zero;
@@ -30,4 +31,5 @@ pub use error::ToolError;
 pub use hydrate::Hydrated;
 pub use merge::{MergeOptions, Merged, merge_into, merge_into_on, merge_to};
 pub use rebase::{RebaseOptions, Rebased, rebase, rebase_on};
+pub use resize::{ResizeOptions, Resized};
 pub use walk::{copy_out, walk};
