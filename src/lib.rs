@@ -59,7 +59,7 @@ pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 pub use image::{
     Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, Dropped, IfExists, Image, ImageOptions, ImageRef, LiveClone,
     Manifest, Origin, Problem, Pruned, Repaired, ResetOptions, Saved, Savepoint, Source, SourceInfo, Step, StepCost, Store, StoreError,
-    Sweep, Swept, Timestamp, Verified,
+    Sweep, Swept, Timestamp, Verified, relink_proven,
 };
 #[cfg(all(feature = "store", unix))]
 pub use image::{Control, ControlStopper};

@@ -62,7 +62,8 @@ def check(raw, flushed):
     for connection in range(CONNECTIONS):
         found = {}
         for cell in range(CELLS):
-            block = disk[place(connection, cell) :][:CELL]
+            start = place(connection, cell)
+            block = disk[start : start + CELL]
             owner, number = struct.unpack("<QQ", block[:16])
             if block == bytes(CELL):
                 number = 0
