@@ -22,6 +22,6 @@ pub use extents::{Extent, ExtentKind, Extents, HostExtent, WriteToken};
 pub use gate::ParentPolicy;
 pub use info::{DiskInfo, DiskKind, LayerInfo, ParentInfo, Sizes};
 pub use live::{LiveDisk, LiveExtents};
-pub use options::{CreateOptions, OpenOptions};
+pub use options::{CreateOptions, FlushMode, OpenOptions};
 pub use relink::{LinkProof, RelinkError};
 pub use switch::{SwitchError, Switched};

@@ -10,6 +10,7 @@ pub(crate) mod host_io;
 #[expect(dead_code, reason = "compacting, resizing, merging and flattening use the rest of it")]
 pub(crate) mod items;
 pub(crate) mod layer;
+pub(crate) mod riding;
 pub(crate) mod trim;
 pub(crate) mod write;
 mod write_batch;
