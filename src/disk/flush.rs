@@ -243,6 +243,7 @@ impl Writer {
     /// One entry with mappings and payload. In this order:
     ///   1. an entry, made durable    crash: nothing of it counts, or all of it; what is in place counts for nothing without its bits
     ///   2. pages go home later       crash: replayed
+    ///
     /// Bitmap pages that nobody consulted so far travel along as well: writing them home first would need the sync that is saved.
     fn commit_riding(&self, commit: &mut Commit, frozen: &Frozen) -> Result<(), LogError> {
         let riders = self.riders.as_ref().expect("somebody rides");

@@ -171,8 +171,9 @@ impl Writer {
     /// Whether the pages of a first write may board the log: whole pages, not too many, and none of their sectors present, so that
     /// nobody is writing to them.
     fn may_board(&self, cold: &Cold<'_>) -> Result<bool, DiskError> {
-        let (page, len) = (PAGE_LEN, cold.data.len());
-        if self.riders.is_none() || cold.within as usize % page != 0 || len % page != 0 || len > LONGEST {
+        let len = cold.data.len();
+        let is_whole = (cold.within as usize).is_multiple_of(PAGE_LEN) && len.is_multiple_of(PAGE_LEN);
+        if self.riders.is_none() || !is_whole || len > LONGEST {
             return Ok(false);
         }
         match self.layer.payload(cold.block)? {
