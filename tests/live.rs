@@ -408,7 +408,8 @@ impl Ledger {
     fn write(&mut self, live: &LiveDisk, cell: u64) {
         self.next += 1;
         self.writes.push((cell, self.next, self.world.cut()));
-        live.write_at(&tag(cell, self.next), crash_at(cell)).unwrap();
+        // Whole pages, so that they may ride in the log; the first sector is looked at.
+        live.write_at(&tag(cell, self.next).repeat(8), crash_at(cell)).unwrap();
     }
 
     fn flush(&mut self, live: &LiveDisk) {
