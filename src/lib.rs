@@ -53,6 +53,7 @@ pub use chain::{
     WriteToken,
 };
 pub use disk::check::{CheckReport, Finding};
+pub use disk::compact::{CompactOptions, CompactReport};
 pub use disk::error::DiskError;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 #[cfg(feature = "store")]
@@ -66,8 +67,9 @@ pub use image::{Control, ControlStopper};
 pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
 pub use tools::{
-    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, RebaseOptions, Rebased, ToolError, compare,
-    convert, convert_on, copy_out, diff, is_zero, rebase, rebase_on, walk,
+    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, Hydrated, MergeOptions, Merged, RebaseOptions,
+    Rebased, ToolError, compare, convert, convert_on, copy_out, diff, is_zero, merge_into, merge_into_on, merge_to, rebase, rebase_on,
+    walk,
 };
 
 /// The examples of the agents' guide are compiled and run with the others.
