@@ -48,9 +48,9 @@ mod tools;
 pub mod units;
 
 pub use chain::{
-    ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, HostExtent, LayerInfo, LinkProof,
-    LiveDisk, LiveExtents, MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, SwitchError, Switched,
-    WriteToken,
+    ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, FlushMode, HostExtent, LayerInfo,
+    LinkProof, LiveDisk, LiveExtents, MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, SwitchError,
+    Switched, WriteToken,
 };
 pub use disk::check::{CheckReport, Finding};
 pub use disk::compact::{CompactOptions, CompactReport};

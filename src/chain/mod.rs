@@ -25,6 +25,6 @@ pub use gate::ParentPolicy;
 pub use info::{DiskInfo, DiskKind, LayerInfo, ParentInfo, Sizes};
 pub use live::{LiveDisk, LiveExtents};
 pub(crate) use open::locator;
-pub use options::{CreateOptions, OpenOptions};
+pub use options::{CreateOptions, FlushMode, OpenOptions};
 pub use relink::{LinkProof, RelinkError};
 pub use switch::{SwitchError, Switched};

@@ -10,6 +10,7 @@ pub(crate) mod host_io;
 pub(crate) mod hydrate;
 pub(crate) mod items;
 pub(crate) mod layer;
+pub(crate) mod riding;
 pub(crate) mod trim;
 pub(crate) mod write;
 mod write_batch;
