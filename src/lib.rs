@@ -51,8 +51,9 @@ pub use chain::{
     ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, HostExtent, LayerInfo, LinkProof,
     MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, WriteToken,
 };
-pub use disk::check::{CheckReport, Finding};
+pub use disk::check::{CheckReport, Consent, Finding, Repair, Severity, Subject};
 pub use disk::error::DiskError;
+pub use disk::repair::RepairStep;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 #[cfg(feature = "store")]
 pub use image::{
@@ -62,7 +63,7 @@ pub use image::{
 };
 pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
-pub use tools::ToolError;
+pub use tools::{RepairOptions, RepairReport, ToolError};
 
 /// The examples of the agents' guide are compiled and run with the others.
 #[cfg(doctest)]

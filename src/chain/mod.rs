@@ -4,6 +4,7 @@ pub(crate) mod ancestor;
 mod check;
 mod disk;
 mod error;
+pub(crate) mod examine;
 mod extents;
 pub(crate) mod gate;
 mod info;

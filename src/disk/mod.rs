@@ -1,4 +1,4 @@
-//! One VHDX file: opening, creating, writing, trimming, flushing, checking, relinking. Parents are the next floor's business.
+//! One VHDX file: opening, creating, writing, trimming, flushing, checking, repairing, relinking. Parents are the next floor's business.
 
 pub(crate) mod backing;
 pub(crate) mod check;
@@ -8,6 +8,7 @@ pub(crate) mod flush;
 pub(crate) mod host_io;
 pub(crate) mod layer;
 pub(crate) mod relink;
+pub(crate) mod repair;
 pub(crate) mod trim;
 pub(crate) mod write;
 pub(crate) mod writer;

@@ -360,6 +360,11 @@ fn descriptors(sectors: Sectors<'_>, header: EntryHeader) -> impl Iterator<Item 
     })
 }
 
+#[path = "diagnose.rs"]
+mod diagnose;
+
+pub use diagnose::{LogDiagnosis, diagnose};
+
 #[cfg(test)]
 #[path = "scan_tests.rs"]
 mod tests;

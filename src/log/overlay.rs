@@ -21,12 +21,15 @@ pub(crate) struct Outcome {
     pub(crate) zeros: BTreeMap<u64, u64>,
     /// The length that the file needs at least.
     pub(crate) len: u64,
+    /// Entries that were replayed.
+    pub(crate) entries: u64,
 }
 
 impl Outcome {
     /// Takes every step of a sequence, in order.
     pub(crate) fn of(log: &[u8], sequence: &ActiveSequence) -> Self {
-        let mut outcome = Self { len: sequence.head().last_file_offset, ..Self::default() };
+        let entries = sequence.entries.len() as u64;
+        let mut outcome = Self { len: sequence.head().last_file_offset, entries, ..Self::default() };
         sequence.for_each(log, |step| outcome.take(step));
         outcome
     }

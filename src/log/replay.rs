@@ -17,7 +17,7 @@
 use super::headers::{HeaderError, HeaderPair};
 use super::overlay::{Outcome, Overlay};
 use super::writer::write_pages;
-use crate::format::{self, ActiveSequence};
+use crate::format::{self, ActiveSequence, FormatError, Header};
 use crate::guid::{FileWriteGuid, LogGuid};
 use crate::storage::{self, Storage, StorageError, SyncSite};
 use crate::units::{FileOffset, PAGE_LEN};
@@ -32,24 +32,67 @@ pub(crate) struct Unreplayed {
     sequence: ActiveSequence,
 }
 
+/// The log that a header names, as it stands in the file.
+pub(crate) struct RawLog {
+    at: FileOffset,
+    bytes: Vec<u8>,
+    /// Sectors that could not be read, and why the first of them could not.
+    unread: Option<(BTreeSet<usize>, StorageError)>,
+}
+
+impl RawLog {
+    /// Reads it. The caller has checked the header's fields, so the log lies inside the file and is not longer than the cap.
+    pub(crate) fn read(file: &dyn Storage, header: &Header) -> Result<Self, StorageError> {
+        let mut bytes = vec![0; header.log_length as usize];
+        let unread = match storage::read_exact(file, &mut bytes, header.log_offset) {
+            Ok(()) => None,
+            Err(e) => Some((read_what_reads(file, &mut bytes, header.log_offset).ok_or_else(|| e.clone())?, e)),
+        };
+        Ok(Self { at: FileOffset::new(header.log_offset), bytes, unread })
+    }
+
+    /// The bytes; sectors that could not be read are zeros.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether every sector could be read.
+    pub(crate) fn is_read(&self) -> bool {
+        self.unread.is_none()
+    }
+
+    /// The active sequence of the log that `header` names, in a file of `file_len` bytes.
+    pub(crate) fn scan(&self, header: &Header, file_len: u64) -> Result<ActiveSequence, FormatError> {
+        format::scan(&self.bytes, self.at, header.log, file_len)
+    }
+
+    /// Why the sequence may go on behind what could be read of it; `None` when it does not.
+    pub(crate) fn hides_more(&self, sequence: &ActiveSequence) -> Option<&StorageError> {
+        let (sectors, e) = self.unread.as_ref()?;
+        sequence.may_go_on(&self.bytes, sectors).then_some(e)
+    }
+}
+
 impl Unreplayed {
     /// Reads the log that the current header names and finds its active sequence.
     ///
     /// The caller has checked the header's fields, so the log lies inside the file and is not longer than the cap.
     pub(crate) fn find(file: &Arc<dyn Storage>, file_len: u64, headers: &HeaderPair) -> Result<Self, HeaderError> {
-        let header = headers.current();
-        let mut log = vec![0; header.log_length as usize];
-        let unread = match storage::read_exact(&**file, &mut log, header.log_offset) {
-            Ok(()) => None,
-            Err(e) => Some((read_what_reads(&**file, &mut log, header.log_offset).ok_or_else(|| e.clone())?, e)),
+        let log = RawLog::read(&**file, headers.current())?;
+        let sequence = match log.scan(headers.current(), file_len) {
+            Ok(sequence) => sequence,
+            // What could not be read may be what is missing.
+            Err(e) => return Err(log.unread.map_or_else(|| e.into(), |(_, unread)| unread.into())),
         };
-        let found = format::scan(&log, FileOffset::new(header.log_offset), header.log, file_len);
-        let sequence = match (found, unread) {
-            (found, None) => found?,
-            (Ok(sequence), Some((sectors, _))) if !sequence.may_go_on(&log, &sectors) => sequence,
-            (_, Some((_, e))) => return Err(e.into()),
-        };
-        Ok(Self { file: Arc::clone(file), file_len, log, sequence })
+        if let Some(e) = log.hides_more(&sequence) {
+            return Err(e.clone().into());
+        }
+        Ok(Self::of(Arc::clone(file), file_len, log, sequence))
+    }
+
+    /// The same from a log that was read and judged by the caller.
+    pub(crate) fn of(file: Arc<dyn Storage>, file_len: u64, log: RawLog, sequence: ActiveSequence) -> Self {
+        Self { file, file_len, log: log.bytes, sequence }
     }
 
     /// The file as it would be after a replay, without changing it.

@@ -7,6 +7,7 @@
 //!
 //! A [`Storage`] does no locking between calls: any number of threads may call it at once.
 
+mod draft;
 mod error;
 mod file;
 mod map;
@@ -17,6 +18,7 @@ mod volume;
 
 #[cfg(feature = "store")]
 pub(crate) use error::io_kind;
+pub(crate) use draft::Draft;
 pub use error::{Operation, StorageError};
 pub use file::{Access, FileStorage};
 pub use map::MappedStorage;

@@ -46,6 +46,14 @@ pub enum ToolError {
         #[source]
         cause: StorageError,
     },
+    /// A repair would have made something worse, so nothing was written.
+    #[error("{}: nothing was repaired: {why}", path.display())]
+    NotBetter {
+        /// The disk.
+        path: PathBuf,
+        /// What would have been worse.
+        why: &'static str,
+    },
     /// Somebody asked for a stop.
     #[error("cancelled")]
     Cancelled,
@@ -59,6 +67,7 @@ impl ToolError {
             Self::Create { cause, .. } => cause.kind(),
             Self::Disk { cause, .. } => cause.kind(),
             Self::Storage { cause, .. } => cause.kind(),
+            Self::NotBetter { .. } => ErrorKind::Damaged,
             Self::Cancelled => ErrorKind::Cancelled,
         }
     }

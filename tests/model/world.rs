@@ -215,7 +215,7 @@ impl World {
     fn clean(&self, errors: &[diffdisk::Finding]) -> Step {
         match errors.first() {
             None => Ok(()),
-            Some(f) => Err(format!("check: layer {}: {} at {}: {}", f.layer, f.structure, f.at, f.message)),
+            Some(f) => Err(format!("check: layer {}: {f}", f.layer)),
         }
     }
 
