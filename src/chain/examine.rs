@@ -217,7 +217,11 @@ fn mismatch(child: &Exam, parent: &Exam) -> Option<Fault> {
         return None;
     }
     let expected = locator.linkage().unwrap_or(Guid::ZERO);
-    if expected.is_zero() || found.get().is_zero() { Some(Fault::ZeroLinkage) } else { Some(Fault::Linkage { expected, found: found.get() }) }
+    if expected.is_zero() || found.get().is_zero() {
+        Some(Fault::ZeroLinkage)
+    } else {
+        Some(Fault::Linkage { expected, found: found.get() })
+    }
 }
 
 /// What must agree between a child and its parent, and what need not.

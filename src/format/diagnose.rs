@@ -1,8 +1,9 @@
 //! Why entries of a log do not count: for examinations of files whose log has no valid sequence.
 
 use super::{
-    ActiveSequence, Candidates, DATA_SECTOR, Descriptor, ENTRY_SIGNATURE, EntryHeader, Fault, FileOffset, FormatError, LogGuid, PAGE,
-    PAGE_LEN, Page, REGION_TABLES, Sectors, Structure, WireDataSector, WireHeader, descriptors, descriptors_end, halves, len64, sector_of,
+    ActiveSequence, CHECKSUM_AT, Candidates, Descriptor, ENTRY_SIGNATURE, EntryHeader, Extent, Fault, FileOffset, FormatError, LogGuid,
+    LogRing, PAGE, REGION_TABLES, Structure, WireHeader, crc32c_append, crc32c_with_field_zeroed, descriptors, descriptors_end,
+    is_data_sector_of, len64, sector_of,
 };
 use zerocopy::FromBytes;
 
@@ -18,17 +19,15 @@ pub struct LogDiagnosis {
     pub faults: Vec<FormatError>,
 }
 
-/// Looks at every entry that carries `guid` in the ring `log`, which stands at `log_at`.
-pub fn diagnose(log: &[u8], log_at: FileOffset, guid: LogGuid) -> LogDiagnosis {
-    let (ring, _) = log.as_chunks::<PAGE_LEN>();
-    let whole = Candidates::find(ring, log_at, guid).valid().count();
+/// Looks at every entry that carries `guid` in `ring`, the log that stands at `log_at`.
+///
+/// # Errors
+/// When a sector cannot be read.
+pub fn diagnose<R: LogRing>(ring: &mut R, log_at: FileOffset, guid: LogGuid) -> Result<LogDiagnosis, R::Error> {
+    let whole = Candidates::find(ring, log_at, guid)?.valid().count();
     let mut faults = Vec::new();
-    for (first, page) in ring.iter().enumerate() {
-        let Ok((wire, _)) = WireHeader::ref_from_prefix(page) else { continue };
-        if wire.signature != ENTRY_SIGNATURE || wire.log_guid != guid.get().to_bytes() {
-            continue;
-        }
-        if let Some(fault) = entry_fault(ring, first, log_at, wire) {
+    for first in 0..ring.sectors() {
+        if let Some(fault) = entry_fault(ring, first, log_at, guid)? {
             let at = FileOffset::new(log_at.get().saturating_add(len64(first).saturating_mul(PAGE)));
             faults.push(FormatError::new(Structure::LogEntry, at, fault));
         }
@@ -36,7 +35,7 @@ pub fn diagnose(log: &[u8], log_at: FileOffset, guid: LogGuid) -> LogDiagnosis {
             break;
         }
     }
-    LogDiagnosis { whole, faults }
+    Ok(LogDiagnosis { whole, faults })
 }
 
 impl ActiveSequence {
@@ -46,69 +45,89 @@ impl ActiveSequence {
         let at = FileOffset::new(log_at.get().saturating_add((*offset).into()));
         let fields = [("FlushedFileOffset", head.flushed_file_offset), ("LastFileOffset", head.last_file_offset)];
         let odd = fields.into_iter().filter(|(_, value)| !value.is_multiple_of(crate::units::MIB));
-        odd.map(|(field, value)| {
-            FormatError::new(Structure::LogEntry, at, Fault::Field { field, value, rule: "not a multiple of 1 MiB" })
-        })
-        .collect()
+        odd.map(|(field, value)| FormatError::new(Structure::LogEntry, at, Fault::Field { field, value, rule: "not a multiple of 1 MiB" }))
+            .collect()
     }
 }
 
-/// The first rule of MS-VHDX 2.3.1 that an entry breaks; the checksum comes last, because it covers what the others look at.
-fn entry_fault(ring: &[Page], first: usize, log_at: FileOffset, wire: &WireHeader) -> Option<Fault> {
-    let field = |field, value: u64, rule| Some(Fault::Field { field, value, rule });
-    let header = EntryHeader::from_wire(wire);
-    if wire.reserved.get() != 0 {
-        return Some(Fault::ReservedBits(wire.reserved.get().into()));
+/// The first rule of MS-VHDX 2.3.1 that the entry at a sector breaks; the checksum comes last, because it covers what the others look at.
+/// `None` for sound entries and for sectors that begin none of this log.
+fn entry_fault<R: LogRing>(ring: &mut R, first: usize, log_at: FileOffset, guid: LogGuid) -> Result<Option<Fault>, R::Error> {
+    let count = ring.sectors();
+    let page = ring.sector(first)?;
+    let Ok((wire, _)) = WireHeader::ref_from_prefix(page) else { return Ok(None) };
+    if wire.signature != ENTRY_SIGNATURE || wire.log_guid != guid.get().to_bytes() {
+        return Ok(None);
+    }
+    let (header, stored) = (EntryHeader::from_wire(wire), wire.checksum.get());
+    let (entry, first_data) = match shape(&header, wire.reserved.get(), first, count) {
+        Ok(shape) => shape,
+        Err(fault) => return Ok(Some(fault)),
+    };
+    let log_end = len64(count).saturating_mul(PAGE).saturating_add(log_at.get());
+    let mut computed = crc32c_with_field_zeroed(page, CHECKSUM_AT);
+    let (mut left, mut pages) = (header.descriptor_count, 0_usize);
+    for n in 0..entry.count {
+        let Some(place) = entry.place(n) else { return Ok(None) };
+        let page = ring.sector(place)?;
+        if n > 0 {
+            computed = crc32c_append(computed, page);
+        }
+        if n >= first_data {
+            if !is_data_sector_of(page, header.sequence) {
+                return Ok(Some(Fault::Text("a data sector has no signature, or is of another entry")));
+            }
+            continue;
+        }
+        for descriptor in descriptors(page, n == 0, &mut left, header.sequence) {
+            let Some(descriptor) = descriptor else {
+                return Ok(Some(Fault::Text("a descriptor is of no known kind, or of another entry")));
+            };
+            if let Some(fault) = target_fault(&descriptor, log_at.get(), log_end) {
+                return Ok(Some(fault));
+            }
+            pages = pages.saturating_add(usize::from(matches!(descriptor, Descriptor::Data { .. })));
+        }
+    }
+    if first_data.checked_add(pages) != Some(entry.count) {
+        return Ok(Some(Fault::Field { field: "EntryLength", value: header.length.into(), rule: "not what its descriptors need" }));
+    }
+    Ok((stored != computed).then_some(Fault::Checksum { stored, computed }))
+}
+
+/// The sectors that an entry claims, and the number of its first data sector.
+fn shape(header: &EntryHeader, reserved: u32, first: usize, count: usize) -> Result<(Extent, usize), Fault> {
+    let field = |field, value: u64, rule| Err(Fault::Field { field, value, rule });
+    if reserved != 0 {
+        return Err(Fault::ReservedBits(reserved.into()));
     }
     if header.sequence == 0 {
         return field("SequenceNumber", 0, "but sequence numbers begin at 1");
     }
-    if sector_of(header.tail).is_none_or(|tail| tail >= ring.len()) {
+    if sector_of(header.tail).is_none_or(|tail| tail >= count) {
         return field("Tail", header.tail.into(), "no sector of the log");
     }
-    let Some(sectors) = Sectors::of(ring, first, header.length) else {
+    let Some(entry) = Extent::at(count, first, header.length) else {
         return field("EntryLength", header.length.into(), "no whole number of sectors inside the log");
     };
-    let Some(first_data) = descriptors_end(&header).filter(|&end| end <= sectors.count) else {
+    let Some(first_data) = descriptors_end(header).filter(|&end| end <= entry.count) else {
         return field("DescriptorCount", header.descriptor_count.into(), "more than the entry has room for");
     };
-    let log_end = log_at.get().saturating_add(len64(ring.len()).saturating_mul(PAGE));
-    let mut pages = 0_usize;
-    for descriptor in descriptors(sectors, header) {
-        let Some(descriptor) = descriptor else {
-            return Some(Fault::Text("a descriptor is of no known kind, or of another entry"));
-        };
-        let (home, length) = match descriptor {
-            Descriptor::Data { home, .. } => {
-                pages = pages.saturating_add(1);
-                (home.get(), PAGE)
-            }
-            Descriptor::Zero { home, length } => (home.get(), length),
-        };
-        let [tables, _] = REGION_TABLES;
-        if !home.is_multiple_of(PAGE) || home < tables.get() || home.checked_add(length).is_none() {
-            return field("FileOffset", home, "not where a log may write");
-        }
-        if !length.is_multiple_of(PAGE) {
-            return field("ZeroLength", length, "not a multiple of 4096");
-        }
-        if home < log_end && log_at.get() < home.saturating_add(length) {
-            return Some(Fault::Overlap(Structure::Log));
-        }
+    Ok((entry, first_data))
+}
+
+/// Why a descriptor may not change what it names.
+fn target_fault(descriptor: &Descriptor, log_at: u64, log_end: u64) -> Option<Fault> {
+    let (home, length) = match *descriptor {
+        Descriptor::Data { home, .. } => (home.get(), PAGE),
+        Descriptor::Zero { home, length } => (home.get(), length),
+    };
+    let [tables, _] = REGION_TABLES;
+    if !home.is_multiple_of(PAGE) || home < tables.get() || home.checked_add(length).is_none() {
+        return Some(Fault::Field { field: "FileOffset", value: home, rule: "not where a log may write" });
     }
-    if first_data.checked_add(pages) != Some(sectors.count) {
-        return field("EntryLength", header.length.into(), "not what its descriptors need");
+    if !length.is_multiple_of(PAGE) {
+        return Some(Fault::Field { field: "ZeroLength", value: length, rule: "not a multiple of 4096" });
     }
-    let [low, high] = halves(header.sequence);
-    for n in first_data..sectors.count {
-        let sector: &WireDataSector = zerocopy::transmute_ref!(sectors.get(n)?);
-        if sector.signature != DATA_SECTOR {
-            return Some(Fault::Signature);
-        }
-        if sector.sequence_high != high || sector.sequence_low != low {
-            return Some(Fault::Text("a data sector is of another entry"));
-        }
-    }
-    let (stored, computed) = (wire.checksum.get(), sectors.checksum());
-    (stored != computed).then_some(Fault::Checksum { stored, computed })
+    (home < log_end && log_at < home.saturating_add(length)).then_some(Fault::Overlap(Structure::Log))
 }

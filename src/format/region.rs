@@ -101,7 +101,9 @@ impl RegionTable {
     pub fn examine(at: FileOffset, bytes: &[u8]) -> (Option<Self>, Vec<Fault>) {
         match Self::parse(at, bytes) {
             Ok(table) => (Some(table), Vec::new()),
-            Err(FormatError { fault: fault @ (Fault::Signature | Fault::Checksum { .. } | Fault::Truncated { .. }), .. }) => (None, vec![fault]),
+            Err(FormatError { fault: fault @ (Fault::Signature | Fault::Checksum { .. } | Fault::Truncated { .. }), .. }) => {
+                (None, vec![fault])
+            }
             Err(e) => match prefix::<WireHeader>(bytes, Structure::RegionTable, at) {
                 Ok((header, rest)) => {
                     let (table, faults) = Self::entries(header, rest);

@@ -332,19 +332,43 @@ fn first_head(len: u64) -> u64 {
     (crate::storage::sim::log_start() * PAGE).checked_rem(len).unwrap_or(0)
 }
 
-/// Writes pages to their homes, adjacent ones in one call. The pages come sorted by home.
+/// Writes pages to their homes. The pages come sorted by home.
 pub(crate) fn write_pages<'a>(file: &dyn Storage, pages: impl Iterator<Item = (u64, &'a [u8; PAGE_LEN])>) -> Result<(), StorageError> {
-    let mut run: Vec<u8> = Vec::new();
-    let mut start = 0;
+    let mut homes = HomeRun::default();
     for (home, image) in pages {
-        if !run.is_empty() && (start + run.len() as u64 != home || run.len() >= MAX_WRITE) {
-            storage::write_all(file, &run, start)?;
-            run.clear();
-        }
-        if run.is_empty() {
-            start = home;
-        }
-        run.extend_from_slice(image);
+        homes.add(file, home, image)?;
     }
-    if run.is_empty() { Ok(()) } else { storage::write_all(file, &run, start) }
+    homes.finish(file)
+}
+
+/// Pages on their way to their homes, sorted by home: adjacent ones travel in one call.
+#[derive(Default)]
+pub(crate) struct HomeRun {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl HomeRun {
+    /// Takes the next page, and writes what it does not continue.
+    pub(crate) fn add(&mut self, file: &dyn Storage, home: u64, image: &[u8; PAGE_LEN]) -> Result<(), StorageError> {
+        if self.start + self.bytes.len() as u64 != home || self.bytes.len() >= MAX_WRITE {
+            self.write(file)?;
+            self.start = home;
+        }
+        self.bytes.extend_from_slice(image);
+        Ok(())
+    }
+
+    /// Writes what is left.
+    pub(crate) fn finish(mut self, file: &dyn Storage) -> Result<(), StorageError> {
+        self.write(file)
+    }
+
+    fn write(&mut self, file: &dyn Storage) -> Result<(), StorageError> {
+        if !self.bytes.is_empty() {
+            storage::write_all(file, &self.bytes, self.start)?;
+            self.bytes.clear();
+        }
+        Ok(())
+    }
 }

@@ -16,9 +16,9 @@ mod memory;
 pub mod sim;
 mod volume;
 
+pub(crate) use draft::Draft;
 #[cfg(feature = "store")]
 pub(crate) use error::io_kind;
-pub(crate) use draft::Draft;
 pub use error::{Operation, StorageError};
 pub use file::{Access, FileStorage};
 pub use map::MappedStorage;

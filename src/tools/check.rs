@@ -181,7 +181,8 @@ fn repair_file(file: &Arc<dyn Storage>, options: &RepairOptions, watch: Watch<'_
         RepairStop::NotBetter(why) => ToolError::NotBetter { path: path.to_owned(), why },
     })?;
     let repair::Outcome { steps, before, after } = outcome;
-    let is_left = |finding: &Finding| after.findings().any(|f| (f.structure, f.at, &f.fault) == (finding.structure, finding.at, &finding.fault));
+    let is_left =
+        |finding: &Finding| after.findings().any(|f| (f.structure, f.at, &f.fault) == (finding.structure, finding.at, &finding.fault));
     let repaired = before.findings().filter(|finding| !is_left(finding)).cloned().collect();
     let mut needs: Vec<Consent> = Vec::new();
     for finding in after.findings() {

@@ -20,9 +20,9 @@ use crate::format::{
 use crate::format::{BAT_REGION, parse_identifier};
 use crate::geometry::Geometry;
 use crate::kind::Structure;
-use crate::log::headers::Spare;
-use crate::log::overlay::Overlay;
-use crate::log::replay::{RawLog, Unreplayed};
+use crate::log::headers::{HeaderError, Spare};
+use crate::log::overlay::{Outcome, Overlay};
+use crate::log::window::Window;
 use crate::mapping::bat::{BatTable, Fences};
 use crate::storage::{self, Operation, Storage, StorageError};
 use crate::units::{BatIndex, FileOffset, PAGE_LEN};
@@ -319,36 +319,50 @@ impl Inspector<'_> {
     fn log(&mut self, place: Option<(u64, u64)>) {
         let Some(current) = self.exam.current.clone() else { return };
         let header = &current.header;
-        let (Some((log_at, _)), false) = (place, header.log.get().is_zero()) else { return };
+        let (Some((log_at, log_len)), false) = (place, header.log.get().is_zero()) else { return };
         let at = FileOffset::new(log_at);
-        let log = match RawLog::read(&*self.exam.view, header) {
-            Ok(log) => log,
-            Err(e) => return self.out.error(Structure::Log, at, Fault::Unreadable(e.source.to_string())),
+        let file = Arc::clone(&self.exam.view);
+        let mut log = Window::new(&*file, log_at, log_len as usize / PAGE_LEN);
+        let found = format::scan(&mut log, at, header.log, self.file_len);
+        let unread = log.unread();
+        let sequence = match (found, &unread) {
+            (Ok(sequence), _) => sequence,
+            // What could not be read may be what is missing.
+            (Err(_), Some((_, e))) => return self.unreadable_log(at, e.clone()),
+            (Err(HeaderError::Storage(e)), None) => return self.unreadable_log(at, e),
+            (Err(HeaderError::Format(e)), None) => return self.no_sequence(&mut log, header, e),
         };
-        let sequence = match log.scan(header, self.file_len) {
-            Ok(sequence) => sequence,
-            Err(e) => return self.no_sequence(&log, header, e),
-        };
-        if let Some(e) = log.hides_more(&sequence) {
-            return self.out.error(Structure::Log, at, Fault::Unreadable(e.source.to_string()));
+        if let Some((sectors, e)) = unread
+            && sequence.may_go_on(&mut log, &sectors).unwrap_or(true)
+        {
+            return self.unreadable_log(at, e);
         }
+        let outcome = match Outcome::of(&mut log, log_at, &sequence) {
+            Ok(outcome) => outcome,
+            Err(HeaderError::Format(e)) => return self.out.refuse(e),
+            Err(HeaderError::Storage(e)) => return self.unreadable_log(at, e),
+        };
         let fault = Fault::LogNotEmpty { entries: sequence.entries.len() as u64 };
         self.out.add(Severity::Note, Repair::Repairable, Structure::Log, at, fault);
         for e in sequence.oddities(at) {
             self.out.add(Severity::Note, Repair::Not, e.structure, e.at, e.fault);
         }
         self.exam.plan.replay = true;
-        let view = Unreplayed::of(Arc::clone(&self.exam.view), self.file_len, log, sequence).into_memory();
+        let view = Arc::new(Overlay::new(Arc::clone(&file), self.file_len, outcome));
         self.exam.overlay = Some(Arc::clone(&view));
         self.file_len = view.outcome().len;
         self.exam.view = view;
     }
 
+    fn unreadable_log(&mut self, at: FileOffset, e: StorageError) {
+        self.out.error(Structure::Log, at, Fault::Unreadable(e.source.to_string()));
+    }
+
     /// No entry of this log is whole: either nothing was ever written into it, or what was is gone. Some are, and they do not make a
     /// sequence: then changes that were durable once are partly home and partly not, and nobody can tell which.
-    fn no_sequence(&mut self, log: &RawLog, header: &Header, e: FormatError) {
-        let diagnosis = format::diagnose(log.bytes(), FileOffset::new(header.log_offset), header.log);
-        let is_empty = e.fault == Fault::NoActiveSequence && diagnosis.whole == 0 && diagnosis.faults.is_empty() && log.is_read();
+    fn no_sequence(&mut self, log: &mut Window<'_>, header: &Header, e: FormatError) {
+        let Ok(diagnosis) = format::diagnose(log, FileOffset::new(header.log_offset), header.log) else { return self.out.refuse(e) };
+        let is_empty = e.fault == Fault::NoActiveSequence && diagnosis.whole == 0 && diagnosis.faults.is_empty();
         let repair = if is_empty { Repair::WithConsent(Consent::EmptyLog) } else { Repair::Not };
         if is_empty {
             self.exam.plan.empty_log = true;
@@ -479,11 +493,7 @@ impl RawEntries<'_> {
 }
 
 impl Entries for RawEntries<'_> {
-    fn each(
-        &self,
-        out: &mut Collector<'_>,
-        each: &mut dyn FnMut(BatIndex, u64, &mut Collector<'_>),
-    ) -> Result<(), CheckStop> {
+    fn each(&self, out: &mut Collector<'_>, each: &mut dyn FnMut(BatIndex, u64, &mut Collector<'_>)) -> Result<(), CheckStop> {
         let end = self.at + self.entries * 8;
         let mut buffer = vec![0; PIECE];
         let mut at = self.at;

@@ -116,7 +116,9 @@ impl<'a> TableExam<'a> {
                 state.enter(chunk);
                 if !self.has_parent || !state.needs_bitmap {
                     self.has_loose = true;
-                } else if let Ok(BitmapState::Present(home)) = self.judged(index, Subject::Chunk(chunk.get()), word, BitmapState::decode, out) {
+                } else if let Ok(BitmapState::Present(home)) =
+                    self.judged(index, Subject::Chunk(chunk.get()), word, BitmapState::decode, out)
+                {
                     self.take(index, Subject::Chunk(chunk.get()), home, 1, out);
                 }
             }

@@ -48,9 +48,12 @@ pub(crate) fn weigh(
             return refuse("there would be more to find");
         }
     }
-    let was_there = |finding: &Finding| before.findings().any(|old| (old.structure, old.at, &old.fault) == (finding.structure, finding.at, &finding.fault));
+    let was_there = |finding: &Finding| {
+        before.findings().any(|old| (old.structure, old.at, &old.fault) == (finding.structure, finding.at, &finding.fault))
+    };
     // A list that is cut off holds others of the same sort, which moved up.
-    let is_listed = |severity| before.count(severity) as usize <= if severity == Severity::Error { before.errors.len() } else { before.warnings.len() };
+    let is_listed =
+        |severity| before.count(severity) as usize <= if severity == Severity::Error { before.errors.len() } else { before.warnings.len() };
     let is_new = |finding: &&Finding| finding.severity != Severity::Note && is_listed(finding.severity) && !was_there(finding);
     if after.findings().any(|finding| is_new(&finding)) {
         return refuse("something else would be wrong");
