@@ -17,7 +17,7 @@ pub(crate) mod raw;
 pub(crate) mod table;
 
 use crate::format::{Fault, FormatError};
-use crate::kind::Structure;
+use crate::kind::{ErrorKind, Structure};
 use crate::progress::{Cancel, Progress};
 use crate::storage::StorageError;
 use crate::units::FileOffset;
@@ -233,6 +233,12 @@ impl<'a> Collector<'a> {
     /// An error that nothing can be done about.
     pub(crate) fn error(&mut self, structure: Structure, at: FileOffset, fault: Fault) {
         self.add(Severity::Error, Repair::Not, structure, at, fault);
+    }
+
+    /// Whether the file is of a sort that this version does not know.
+    pub(crate) fn needs_the_unknown(&self) -> bool {
+        let kind = |finding: &Finding| FormatError::new(finding.structure, finding.at, finding.fault.clone()).kind();
+        self.report.errors.iter().any(|finding| finding.layer == self.layer && kind(finding) == ErrorKind::Unsupported)
     }
 
     /// What was called repairable among this layer's findings cannot be repaired after all, where `is_out_of_reach` says so.

@@ -28,6 +28,9 @@ use crate::storage::{self, Operation, Storage, StorageError};
 use crate::units::{BatIndex, FileOffset, PAGE_LEN};
 use std::sync::Arc;
 
+/// Entries that are looked at: as many as the largest disk needs (MS-VHDX 2.5). A region may have room for more than its own disk needs,
+/// and what stands there counts when it comes to cutting off the end of the file.
+const MOST_ENTRIES: u64 = 67_125_248;
 /// Bytes of the BAT that are read at a time.
 const PIECE: usize = 128 << 10;
 
@@ -177,7 +180,8 @@ impl Inspector<'_> {
         let log_is_named = exam.current.as_ref().is_some_and(|current| !current.header.log.get().is_zero());
         // A log that is named and cannot be replayed keeps everything behind the headers as it is.
         let is_stuck = log_is_named && !exam.plan.replay && !exam.plan.empty_log;
-        if exam.current.is_none() || !exam.headers_can_change {
+        // A file that needs something unknown is not written to (MS-VHDX 2.2), and one whose header makes no sense not either.
+        if exam.current.is_none() || !exam.headers_can_change || self.out.needs_the_unknown() {
             exam.plan = Plan::default();
             self.out.give_up(|_| true);
             return;
@@ -296,6 +300,7 @@ impl Inspector<'_> {
         }
         if let Err(e) = header.check_fields(current.slot, self.file_len) {
             self.exam.no_log = Some(e.fault.clone());
+            self.exam.headers_can_change = false;
             self.out.refuse(e);
             return None;
         }
@@ -445,7 +450,7 @@ impl Inspector<'_> {
             self.out.error(Structure::Bat, region.offset, fault);
         }
         let bat = BatTable::new(region.offset, geometry, has_parent, fences(regions, log), self.file_len);
-        let raw = RawEntries { file: &*self.exam.view, at: region.offset.get(), entries: entries.min(there), watch: self.watch };
+        let raw = RawEntries { file: &*self.exam.view, at: region.offset.get(), entries: there.min(MOST_ENTRIES), watch: self.watch };
         let mut exam = TableExam::new(&bat, geometry, has_parent, self.file_len);
         exam.entries(&raw, &mut self.out)?;
         if exam.is_over_log {

@@ -45,8 +45,6 @@ pub(crate) struct TableExam<'a> {
     used: UsedMap,
     /// Something waits for the second pass.
     has_loose: bool,
-    /// Whether the file must become longer so that no block is cut.
-    pub(crate) is_cut: bool,
     /// Whether a block claims space of the log, so that nothing may be written there.
     pub(crate) is_over_log: bool,
     pub(crate) fixes: Vec<EntryFix>,
@@ -82,7 +80,7 @@ impl<'a> TableExam<'a> {
         for &(start, end, _) in bat.taken() {
             let _ = used.claim(start / MIB, end.saturating_sub(start).div_ceil(MIB));
         }
-        Self { bat, geometry, has_parent, file_len, used, has_loose: false, is_cut: false, is_over_log: false, fixes: Vec::new() }
+        Self { bat, geometry, has_parent, file_len, used, has_loose: false, is_over_log: false, fixes: Vec::new() }
     }
 
     /// Every entry, and every stretch of the file against every other.
@@ -196,8 +194,7 @@ impl<'a> TableExam<'a> {
         let end = (home.mib() + mib) * MIB;
         if end > self.file_len {
             let fault = Fault::CutByEnd { end, len: self.file_len };
-            self.is_cut = true;
-            self.about(out, subject, Severity::Warning, Repair::Repairable, index, fault);
+            self.about(out, subject, Severity::Warning, Repair::Not, index, fault);
         }
     }
 
@@ -285,15 +282,16 @@ impl<'a> TableExam<'a> {
         if inner > 0 {
             out.add(Severity::Note, Repair::Not, Structure::File, at, Fault::Leaked { mib: inner });
         }
-        // The file of a fixed disk keeps what all its blocks need, placed or not (MS-VHDX 2.6.2.1).
-        let may_cut = !is_fixed;
-        if tail > 0 && may_cut {
-            out.add(Severity::Note, Repair::Repairable, Structure::File, at, Fault::LeakedTail { mib: tail });
+        // The file of a fixed disk keeps what all its blocks need, placed or not (MS-VHDX 2.6.2.1). A block that is cut stays cut: what is
+        // missing reads as zeros now, and would after a crash only if the lengthening and the zeros landed together.
+        let is_too_long = !is_fixed && end * MIB < self.file_len;
+        let repair = if is_too_long { Repair::Repairable } else { Repair::Not };
+        if tail > 0 && is_too_long {
+            out.add(Severity::Note, repair, Structure::File, at, Fault::LeakedTail { mib: tail });
         }
         if !self.file_len.is_multiple_of(MIB) {
-            out.add(Severity::Note, Repair::Repairable, Structure::File, at, Fault::OddLength { len: self.file_len });
+            out.add(Severity::Note, repair, Structure::File, at, Fault::OddLength { len: self.file_len });
         }
-        let right = if may_cut { end * MIB } else { self.file_len.next_multiple_of(MIB).max(end * MIB) };
-        (right != self.file_len).then_some(right)
+        is_too_long.then_some(end * MIB)
     }
 }
