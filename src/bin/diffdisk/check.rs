@@ -4,8 +4,7 @@ use crate::args::ParentsArgs;
 use crate::context::Context;
 use crate::error::CliError;
 use diffdisk::{
-    Cancel, CheckReport, Consent, Disk, Finding, NoProgress, OpenOptions, ParentPolicy, RepairOptions, RepairReport, RepairStep, Severity,
-    Subject,
+    CheckReport, Consent, Disk, Finding, OpenOptions, ParentPolicy, RepairOptions, RepairReport, RepairStep, Severity, Subject,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -135,11 +134,12 @@ impl Answer {
 
 /// Runs the verb.
 pub fn run(args: &CheckArgs, ctx: &Context) -> Result<(), CliError> {
-    let cancel = Cancel::from(ctx.interrupt()?.flag.clone());
+    let (bar, cancel) = ctx.watch()?;
     let options = if args.chain { args.parents.read_only() } else { OpenOptions::new().parents(ParentPolicy::Deny) };
     let file = args.file.to_string_lossy().into_owned();
     if !args.repair {
-        let report = Disk::examine(&args.file, &options, &NoProgress, &cancel)?;
+        let report = Disk::examine(&args.file, &options, &bar, &cancel)?;
+        drop(bar);
         ctx.emit(&Answer::new(file, &report, None), |out| print(out, args, &report))?;
         return if report.is_sound() { Ok(()) } else { Err(CliError::Answered) };
     }
@@ -149,7 +149,8 @@ pub fn run(args: &CheckArgs, ctx: &Context) -> Result<(), CliError> {
             wanted = wanted.accept(consent);
         }
     }
-    let report = Disk::repair(&args.file, &wanted, &NoProgress, &cancel)?;
+    let report = Disk::repair(&args.file, &wanted, &bar, &cancel)?;
+    drop(bar);
     ctx.emit(&Answer::new(file, &report.left, Some(&report)), |out| {
         for finding in &report.repaired {
             writeln!(out, "repaired: {}", sentence(finding))?;

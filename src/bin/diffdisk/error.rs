@@ -106,6 +106,7 @@ impl From<ToolError> for CliError {
             ToolError::Create { path, cause } => Self::from(*cause).about(&path),
             ToolError::Disk { path, cause } => Self::from(cause).about(&path),
             ToolError::Storage { path, cause } => Self::from(cause).about(&path),
+            ToolError::Relink { path, cause } => Self::from(*cause).about(&path),
             ToolError::Cancelled => Self::cancelled(),
             e => Self::new(e.kind(), e.to_string()),
         }

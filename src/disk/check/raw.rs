@@ -517,7 +517,7 @@ impl Entries for RawEntries<'_> {
                 }
             }
             at = start + len as u64;
-            self.watch.progress.advance(len as u64);
+            self.watch.progress.advance(at - self.at);
         }
         Ok(())
     }

@@ -132,15 +132,14 @@ fn through_the_log(file: &dyn Storage, headers: &mut HeaderPair, pages: Pages) -
     for batch in all.chunks(log.batch_pages()) {
         let frozen = log.freeze(batch.to_vec());
         if log.is_started() {
-            let logged = log.append(file, headers, frozen.settle_without_payload(), lengths)?;
-            let barrier = log.sync(file, headers, SyncSite::Log)?;
-            log.accept(logged.settle(&barrier));
+            let durable = log.append(file, headers, frozen.settle_without_payload(), lengths)?;
+            log.accept(durable);
         } else {
             let (guid, entry) = log.write_unnamed(file, frozen, lengths)?;
             let barrier = log.sync(file, headers, SyncSite::Payload)?;
             log.name(file, headers, guid, entry.settle(&barrier))?;
         }
     }
-    log.stop(file, headers)?;
+    log.stop(file, headers, None)?;
     Ok(())
 }
