@@ -31,6 +31,7 @@ pub struct ConvertOptions {
     block_size: Option<u64>,
     sector: Option<u32>,
     overwrite: bool,
+    durable: bool,
     workers: usize,
 }
 
@@ -44,7 +45,7 @@ enum Form {
 
 impl ConvertOptions {
     fn new(form: Form) -> Self {
-        Self { form, block_size: None, sector: None, overwrite: false, workers: 0 }
+        Self { form, block_size: None, sector: None, overwrite: false, durable: true, workers: 0 }
     }
 
     /// The bytes of the disk, with holes where they are zeros.
@@ -86,6 +87,14 @@ impl ConvertOptions {
     #[must_use]
     pub fn overwrite(mut self, overwrite: bool) -> Self {
         self.overwrite = overwrite;
+        self
+    }
+
+    /// Whether the new file survives a power cut when the call returns. Default: yes. Without it the file is still whole or not there when
+    /// the process dies.
+    #[must_use]
+    pub fn durable(mut self, durable: bool) -> Self {
+        self.durable = durable;
         self
     }
 
@@ -185,7 +194,7 @@ pub fn convert(
         _ => may_replace(path, &[source])?,
     };
     let (volume, name) = place(path)?;
-    let spot = Spot { volume: &volume, name: &name, path, overwrite: options.overwrite };
+    let spot = Spot { volume: &volume, name: &name, path, overwrite: options.overwrite, durable: options.durable };
     let create = options.create(source, opened.as_ref().map(Disk::logical_sector_size));
     match (&options.form, opened) {
         (Form::Child(parent, _), Some(opened)) => {
@@ -214,7 +223,7 @@ pub fn convert_on(
 ) -> Result<Converted, ToolError> {
     let path = Path::new(name);
     let crew = Crew { workers: options.workers, progress, cancel };
-    let spot = Spot { volume, name, path, overwrite: options.overwrite };
+    let spot = Spot { volume, name, path, overwrite: options.overwrite, durable: options.durable };
     if matches!(options.form, Form::Raw) {
         return make_raw(source, spot, crew);
     }
