@@ -37,6 +37,7 @@ use crate::log::writer::{Lengths, LogWriter, Page};
 use crate::storage::{self, Storage, StorageError, SyncSite};
 use crate::units::{FileOffset, MIB, PAGE, PAGE_LEN};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 type Pages = BTreeMap<u64, Box<[u8; PAGE_LEN]>>;
 
@@ -114,12 +115,14 @@ fn table_pages(file: &dyn Storage, copy: usize, pages: &mut Pages) -> Result<(),
 }
 
 fn page<'a>(file: &dyn Storage, pages: &'a mut Pages, home: u64) -> Result<&'a mut [u8; PAGE_LEN], StorageError> {
-    if !pages.contains_key(&home) {
-        let mut image = Box::new([0; PAGE_LEN]);
-        storage::read_zero_extended(file, &mut image[..], home)?;
-        pages.insert(home, image);
+    match pages.entry(home) {
+        Entry::Occupied(page) => Ok(page.into_mut()),
+        Entry::Vacant(free) => {
+            let mut image = Box::new([0; PAGE_LEN]);
+            storage::read_zero_extended(file, &mut image[..], home)?;
+            Ok(free.insert(image))
+        }
     }
-    Ok(pages.get_mut(&home).expect("it was put there"))
 }
 
 /// Steps 3 to 5.

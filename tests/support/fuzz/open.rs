@@ -286,7 +286,7 @@ fn writing(images: &[Image], sound: bool) {
 fn glimpses(file: &Arc<dyn Storage>) -> Option<Vec<Option<Vec<u8>>>> {
     let disk = open(Arc::clone(file), &[], &OpenOptions::new().parents(diffdisk::ParentPolicy::Deny))?;
     let block = disk.info().ok()?.block_size;
-    let glimpse = |at| {
+    let glimpse = |at: u64| {
         let mut buf = vec![0; (disk.size() - at).min(700) as usize];
         disk.read_at(&mut buf, at).ok().map(|()| buf)
     };
