@@ -108,7 +108,7 @@ fn an_unreadable_header_beside_one_without_a_log_is_repaired_with_consent_only()
     let image = small().build();
     let whole = content(&[image.storage() as File]);
     let file = bad_sector(&image, 0x2_0000);
-    assert!(content(&[file.clone()]).is_none(), "it does not open");
+    assert!(content(std::slice::from_ref(&file)).is_none(), "it does not open");
     let refused = repair(&file, &[]).unwrap();
     assert_eq!((refused.steps.len(), &refused.needs[..]), (0, &[Consent::OlderHeader][..]));
     assert_eq!(refused.left.errors[0].repair, Repair::WithConsent(Consent::OlderHeader));
