@@ -144,6 +144,12 @@ fn a_dead_server_s_socket_is_replaced_and_readers_are_not_asked() {
     let (server, said) = place.serve("--read-only");
     assert_eq!((&said["can_be_saved"], &said["read_only"]), (&json!(false), &json!(true)));
     place.stop(server);
+    let (mut server, _) = place.serve("");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    place.json("clone remove a");
+    let left = std::fs::read_dir(&place.home).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.starts_with('a')).collect::<Vec<_>>(), Vec::<String>::new());
     loud("live: a server and a saver, two processes");
 }
 

@@ -24,7 +24,8 @@ use std::time::Duration;
 pub struct Switched {
     /// The identity of the frozen content, which the new leaf names as its parent.
     pub data_write_guid: DataWriteGuid,
-    /// How long requests of other threads had to wait at most: for those under way to end, and for the switch.
+    /// How long requests of other threads had to wait at most: for those under way to end, and for a pointer to change. There are two such
+    /// moments, the switch and the exchange of the parents' handles; this is the longer one.
     pub pause: Duration,
     /// Why the frozen file could not be closed and opened again read-only. It is a sound parent all the same; its log is replayed in memory
     /// by whoever opens it.
