@@ -283,6 +283,8 @@ fn an_interrupted_drop_is_finished_or_forgotten() {
         let disk = model.clone.open_with(&OpenOptions::new()).unwrap();
         assert!(whole(&disk) == model.now, "{step}");
         drop(disk);
+        let listed = model.clone.savepoints().unwrap();
+        assert_eq!(listed.iter().any(|savepoint| savepoint.name == "s1"), step < 2, "{step}: what is gone is not listed");
         let repaired = model.clone.repair().unwrap();
         assert_eq!(repaired.done.iter().any(|done| done.contains("s1")), step < 2, "{step}: {:?}", repaired.done);
         model.saved.remove("s1");
