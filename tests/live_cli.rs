@@ -175,6 +175,10 @@ fn a_clone_becomes_a_generation_and_others_move_onto_it() {
     assert_eq!(place.read(2 << 20), "mine mine");
     assert_eq!(place.json("clone rebase a --keep-content")["image"], "app@3");
     assert_eq!((place.read(2 << 20), place.read(0)), ("mine mine".to_owned(), "the image".to_owned()));
+    // Blocks that hold what the image shows go; the content stays.
+    let compacted = place.json("clone compact a");
+    assert!(compacted["apparent"].as_u64() <= compacted["apparent_before"].as_u64(), "{compacted}");
+    assert_eq!((place.read(2 << 20), place.read(0)), ("mine mine".to_owned(), "the image".to_owned()));
     place.json("clone save a s");
     assert!(place.fails(5, "clone rebase a --onto app@2").contains("drop them first"));
     let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();

@@ -47,20 +47,22 @@ stop
 [ ! -e alice.vhdx.control ] || die "the control socket was left behind"
 
 checked=0 foreign=0
+# 7-Zip follows the chain by the relative paths, and for it a backslash is a letter here.
+ln -s images/app/1.vhdx 'images\app\1.vhdx'
 for before in before*; do
-    name=s${before#before}
-    "$diffdisk" check "alice.$name.avhdx" --chain --parents "$work" >/dev/null || die "$name is damaged"
-    "$diffdisk" convert "alice.$name.avhdx" out.img --to raw --force --parents "$work" >/dev/null
-    "$python" "$here/savepoints_writer.py" check out.img "$before" || die "$name is not a state that the clone had"
+    saved=s${before#before}
+    "$diffdisk" check "alice.$saved.avhdx" --chain --parents "$work" >/dev/null || die "$saved is damaged"
+    "$diffdisk" convert "alice.$saved.avhdx" out.img --to raw --force --parents "$work" >/dev/null
+    "$python" "$here/savepoints_writer.py" check out.img "$before" || die "$saved is not a state that the clone had"
     checked=$((checked + 1))
     if command -v 7z >/dev/null && 7z i | grep -qi '\bvhdx\b' && ((checked % 6 == 1)); then
         rm -rf seven && mkdir seven
-        if 7z e -y -oseven "alice.$name.avhdx" >7z.txt 2>&1; then
-            cmp out.img seven/* || die "$name: 7-Zip reads something else"
+        if 7z e -y -oseven "alice.$saved.avhdx" </dev/null >7z.txt 2>&1; then
+            cmp out.img seven/* || die "$saved: 7-Zip reads something else"
             foreign=$((foreign + 1))
         else
-            cat 7z.txt
-            die "$name: 7-Zip cannot read it"
+            grep -m 3 ERROR 7z.txt || true
+            die "$saved: 7-Zip cannot read it"
         fi
     fi
 done

@@ -294,6 +294,14 @@ impl LiveDisk {
         ask(&self.now.read())
     }
 
+    /// Works on the disk of this moment and keeps it from being switched: for work that moves blocks, which nobody may do to a frozen leaf.
+    pub(crate) fn without_switches<T>(&self, act: impl FnOnce(&Disk) -> T) -> Result<T, DiskError> {
+        let _one = self.saving.lock();
+        self.settle()?;
+        self.finish(self.maps_ancestors);
+        self.pinned(|disk| Ok(act(disk)))
+    }
+
     /// Works on the disk of this moment without keeping a switch from happening.
     fn pinned<T>(&self, act: impl FnOnce(&Disk) -> Result<T, DiskError>) -> Result<T, DiskError> {
         let _pin = self.flushing.read();
