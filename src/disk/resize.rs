@@ -96,7 +96,7 @@ impl Writer {
                     return Ok(());
                 }
                 let space = self.allocate(g.block_mib(), true)?;
-                self.publish_partial(last, sectors, space.home).inspect_err(|_| self.space.lock().give_back(space))
+                self.publish_partial(last, sectors, space.home, None).inspect_err(|_| self.space.lock().give_back(space))
             }
             PayloadState::NotPresent | PayloadState::Zero | PayloadState::Undefined | PayloadState::Unmapped => Ok(()),
         }
