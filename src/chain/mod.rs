@@ -5,6 +5,7 @@ mod batch;
 mod check;
 mod disk;
 mod error;
+pub(crate) mod examine;
 mod extents;
 pub(crate) mod gate;
 mod info;

@@ -64,6 +64,11 @@ impl OpenOptions {
         self
     }
 
+    /// Whether parents may be opened at all.
+    pub(crate) fn chain_is_wanted(&self) -> bool {
+        self.parents != ParentPolicy::Deny
+    }
+
     /// Where Windows paths in parent locators lie here: pairs of a Windows prefix (`C:\images`) and a local directory.
     #[must_use]
     pub fn windows_paths(mut self, table: Vec<(String, PathBuf)>) -> Self {

@@ -441,7 +441,7 @@ impl Writer {
 
 /// Where the sequence numbers of a session start: anywhere, as Windows does, so that remains of older sessions never continue
 /// a sequence by accident (MS-VHDX 2.3.1.1 only asks for more than zero).
-fn first_sequence() -> u64 {
+pub(crate) fn first_sequence() -> u64 {
     let bytes = Guid::random().to_bytes();
     let random = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
     (random >> 2).max(1)

@@ -6,6 +6,7 @@
 
 mod apply;
 mod buffer;
+mod check;
 mod chunks;
 mod compact;
 mod compare;
@@ -22,6 +23,7 @@ mod rebase;
 mod walk;
 
 pub use buffer::is_zero;
+pub use check::{RepairOptions, RepairReport};
 pub use compare::{CompareOptions, compare};
 pub use content::Content;
 pub use convert::{ConvertOptions, Converted, convert, convert_on};
