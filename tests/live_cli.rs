@@ -144,6 +144,12 @@ fn a_dead_server_s_socket_is_replaced_and_readers_are_not_asked() {
     let (server, said) = place.serve("--read-only");
     assert_eq!((&said["can_be_saved"], &said["read_only"]), (&json!(false), &json!(true)));
     place.stop(server);
+    let (mut server, _) = place.serve("");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    place.json("clone remove a");
+    let left = std::fs::read_dir(&place.home).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.starts_with('a')).collect::<Vec<_>>(), Vec::<String>::new());
     loud("live: a server and a saver, two processes");
 }
 
@@ -174,6 +180,10 @@ fn a_clone_becomes_a_generation_and_others_move_onto_it() {
     assert_eq!((&answer["image"], answer["conflicts"].as_array().unwrap().is_empty()), (&json!("app@2"), false));
     assert_eq!(place.read(2 << 20), "mine mine");
     assert_eq!(place.json("clone rebase a --keep-content")["image"], "app@3");
+    assert_eq!((place.read(2 << 20), place.read(0)), ("mine mine".to_owned(), "the image".to_owned()));
+    // Blocks that hold what the image shows go; the content stays.
+    let compacted = place.json("clone compact a");
+    assert!(compacted["apparent"].as_u64() <= compacted["apparent_before"].as_u64(), "{compacted}");
     assert_eq!((place.read(2 << 20), place.read(0)), ("mine mine".to_owned(), "the image".to_owned()));
     place.json("clone save a s");
     assert!(place.fails(5, "clone rebase a --onto app@2").contains("drop them first"));

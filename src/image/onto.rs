@@ -1,4 +1,6 @@
-//! Putting a clone onto another generation of its image and keeping what was changed in it.
+//! What the toolbox does to clones: the store knows where the parents are, and keeps the books.
+//!
+//! # Another generation
 //!
 //! A reset forgets the changes; this keeps them, where the clone's own sectors and what changed between the generations do not meet
 //! (`tools/rebase.rs` says what that means). The books, in this order:
@@ -13,7 +15,8 @@ use super::clone::{CloneDisk, ResetOptions};
 use super::error::StoreError;
 use super::files::Durability;
 use super::record::NextImage;
-use crate::chain::ParentPolicy;
+use crate::chain::{OpenOptions, ParentPolicy};
+use crate::disk::compact::{CompactOptions, CompactReport};
 use crate::progress::{Cancel, Progress};
 use crate::tools::{self, RebaseOptions, Rebased};
 
@@ -72,5 +75,19 @@ impl CloneDisk {
             _ => StoreError::Work { source },
         })?;
         noted.map(|()| done)
+    }
+
+    /// Gives space back that the clone's file does not need; see [`crate::Disk::compact`]. Its savepoints are frozen and stay as they are. A clone
+    /// that is open is compacted by whoever has it open ([`crate::LiveDisk::compact`]).
+    ///
+    /// # Errors
+    /// `InUse` while somebody has it open; `Work`.
+    pub fn compact(&self, options: &CompactOptions, progress: &dyn Progress, cancel: &Cancel) -> Result<CompactReport, StoreError> {
+        let disk = self.open_with(&OpenOptions::new().writable(true))?;
+        let done = disk.compact(options, progress, cancel).map_err(|source| StoreError::Work { source });
+        // What was done before it was stopped is done, so the disk is closed in any case.
+        let closed = disk.close().map_err(StoreError::disk(&self.path));
+        let report = done?;
+        closed.map(|()| report)
     }
 }

@@ -1,13 +1,14 @@
 //! `clone`: what developers and test runs use and throw away.
 
 use crate::args::{StoreArgs, bytes, human, span};
+use crate::compact;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::exit;
 use crate::table;
 use diffdisk::{
-    Cancel, CloneDisk, CloneOptions, CloneSummary, ErrorKind, IfExists, Origin, Pruned, RebaseOptions, Repaired, ResetOptions, Savepoint,
-    Step, Timestamp,
+    Cancel, CloneDisk, CloneOptions, CloneSummary, CompactOptions, ErrorKind, IfExists, Origin, Pruned, RebaseOptions, Repaired,
+    ResetOptions, Savepoint, Step, Timestamp,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub enum CloneVerb {
     Revert(SavepointArgs),
     Drop(DropArgs),
     Rebase(RebaseArgs),
+    Compact(CompactArgs),
     Rename(RenameArgs),
     Protect(ProtectArgs),
     Expire(ExpireArgs),
@@ -152,6 +154,19 @@ pub struct RebaseArgs {
     store: StoreArgs,
 }
 
+/// Give space back that a clone's file does not need. Stopping at any moment leaves a valid clone, and running again goes on.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: diffdisk clone compact alice --store images")]
+pub struct CompactArgs {
+    /// Path, name or identity.
+    clone: String,
+    /// Keep blocks that hold what the parent shows anyway.
+    #[arg(long)]
+    keep_copies: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
 /// A clone and a savepoint of it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: diffdisk clone revert alice before-migration --store images")]
@@ -255,6 +270,13 @@ impl CloneVerb {
             }
             Self::Drop(args) => drop_savepoint(&args.which, ctx),
             Self::Rebase(args) => rebase(args, ctx),
+            Self::Compact(args) => {
+                let clone = find(&args.store, &args.clone)?;
+                let (bar, cancel) = ctx.watch()?;
+                let report = clone.compact(&CompactOptions::new().drop_copies(!args.keep_copies), &bar, &cancel)?;
+                drop(bar);
+                compact::answer(clone.path(), &report, ctx)
+            }
             Self::Rename(args) => show(&find(&args.store, &args.clone)?.rename(&args.path)?, ctx),
             Self::Protect(args) => {
                 let clone = find(&args.store, &args.clone)?;

@@ -3,7 +3,7 @@
 //! The bytes that a repair writes come from the file itself: the good one of two copies, the log, the state of an entry whose place is
 //! nonsense. What a user can read stays what it is, and so does the data write GUID, by which children know the file.
 //!
-//! It is all or nothing. What is to be done is done to a [`Draft`](crate::storage::Draft) first, by the code that will do it to the file
+//! It is all or nothing. What is to be done is done to a [`Draft`] first, by the code that will do it to the file
 //! ([`apply`]); the draft is examined like a file, again and again while a fix brings something else to light (an entry that is cleared
 //! may set the end of the file free); and then it is weighed ([`weigh`]): every block must read as before, no finding may be new, and
 //! there must be fewer. Only then is the file written, in an order in which a crash after any step leaves a file that is as good as the
