@@ -25,7 +25,7 @@ make_files() {
     "$diffdisk" create ours.vhdx --size 40M >/dev/null
     "$diffdisk" create fixed.vhdx --size 10M --fixed >/dev/null
     qemu-img create -q -f vhdx theirs.vhdx 40M
-    qemu-img create -q -f vhdx -o subformat=fixed,block_state_zero=off theirs-fixed.vhdx 10M
+    qemu-img create -q -f vhdx -o subformat=fixed,block_state_zero=off theirs-fixed.vhdx 16M
     local file at
     for file in ours fixed; do
         for at in 0 5M 9M; do

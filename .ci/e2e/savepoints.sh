@@ -46,7 +46,8 @@ before_cleanup() { :; }
 stop
 [ ! -e alice.vhdx.control ] || die "the control socket was left behind"
 
-checked=0 foreign=0
+checked=0 foreign=0 seven=''
+if command -v 7z >/dev/null && 7z i >formats.txt && grep -qi '\bvhdx\b' formats.txt; then seven=yes; fi
 # 7-Zip follows the chain by the relative paths, and for it a backslash is a letter here.
 ln -s images/app/1.vhdx 'images\app\1.vhdx'
 for before in before*; do
@@ -55,10 +56,10 @@ for before in before*; do
     "$diffdisk" convert "alice.$saved.avhdx" out.img --to raw --force --parents "$work" >/dev/null
     "$python" "$here/savepoints_writer.py" check out.img "$before" || die "$saved is not a state that the clone had"
     checked=$((checked + 1))
-    if command -v 7z >/dev/null && 7z i | grep -qi '\bvhdx\b' && ((checked % 6 == 1)); then
-        rm -rf seven && mkdir seven
-        if 7z e -y -oseven "alice.$saved.avhdx" </dev/null >7z.txt 2>&1; then
-            cmp out.img seven/* || die "$saved: 7-Zip reads something else"
+    if [ -n "$seven" ] && ((checked % 6 == 1)); then
+        rm -rf other && mkdir other
+        if 7z e -y -oother "alice.$saved.avhdx" </dev/null >7z.txt 2>&1; then
+            cmp out.img other/* || die "$saved: 7-Zip reads something else"
             foreign=$((foreign + 1))
         else
             grep -m 3 ERROR 7z.txt || true

@@ -153,7 +153,8 @@ impl Line for Given {
 fn parents(line: &mut dyn Line, leaf: Exam, leaf_id: StorageId, report: &mut CheckReport, watch: Watch<'_>) -> Result<(), ExamineStop> {
     let mut seen = vec![leaf_id];
     let mut child = leaf;
-    while child.metadata.as_ref().is_some_and(|metadata| metadata.has_parent) {
+    // A locator that says nonsense is told about where it stands, and leads nowhere.
+    while child.metadata.as_ref().is_some_and(|metadata| metadata.has_parent && metadata.parent_locator.is_some()) {
         watch.pause()?;
         let layer = seen.len() - 1;
         let at = child.metadata_at.unwrap_or(FileOffset::new(0));

@@ -3,7 +3,6 @@
 use crate::content::File;
 use crate::forge::*;
 use crate::head::small;
-use crate::vectors::{va, vb};
 use diffdisk::Consent;
 use diffdisk::storage::{MemoryStorage, Storage};
 
@@ -37,10 +36,13 @@ pub fn all() -> Vec<Damage> {
     };
     let mut cut = Vhdx::fixed(4 * MIB, MIB as u32);
     cut.fill(DATA_AT, 4 * MIB, 0xA0);
-    let mut child = vb();
+    let base = small();
+    let mut child = Vhdx::child_of(&base, "base.vhdx");
     // Nobody needs the bitmap of this chunk any more, and its entry lies.
-    child.bat.extend([(0, present(DATA_AT)), (2048, (6 * MIB) | 3)]);
-    let over = |leaf: Image| vec![leaf, va().build()];
+    child.bat.extend([(0, present(DATA_AT)), (1, 2), (4096, (6 * MIB) | 3)]);
+    child.fill(DATA_AT, MIB, 0xC0);
+    child.len = DATA_AT + MIB;
+    let over = |leaf: Image| vec![leaf, base.build()];
     vec![
         damage("the spare header is torn", small().build().flip(0x10010)),
         damage("the current header is torn", small().build().flip(0x20010)),

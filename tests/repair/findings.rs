@@ -107,9 +107,6 @@ fn every_file_has_its_expected_findings() {
         std::fs::write(path, &text).expect("the list can be written");
     }
     let expected = std::fs::read_to_string(path).expect("the list is there");
-    if expected.is_empty() {
-        return loud(&format!("findings: {} files agree with their verdicts; the list of findings is to be written", lines.len()));
-    }
     let wrong: Vec<String> = text
         .lines()
         .zip(expected.lines())

@@ -17,7 +17,7 @@ use crate::units::FileOffset;
 /// Faults of one region that are told; a table has 2047 entries.
 const MOST_FAULTS: usize = 100;
 
-/// What the region says, with stand-ins where it says nonsense; `None` when the BAT cannot be read without knowing more.
+/// What the region says, with stand-ins where it says nonsense; a locator that says nonsense is left out. `None` when the BAT cannot be read without knowing more.
 pub(crate) fn examine(file: &dyn Storage, region: Region, out: &mut Collector<'_>) -> Option<Metadata> {
     let mut bytes = vec![0; TABLE_LEN];
     if let Err(e) = storage::read_exact(file, &mut bytes, region.offset.get()) {
@@ -54,11 +54,18 @@ pub(crate) fn examine(file: &dyn Storage, region: Region, out: &mut Collector<'_
 }
 
 fn judge(region: Region, mut items: Vec<MetadataItem>, out: &mut Collector<'_>) -> Option<Metadata> {
+    let mut knows_parent = true;
     for _ in 0..MOST_FAULTS {
         let e = match Metadata::from_items(region, &items) {
-            Ok(metadata) => return Some(metadata),
+            Ok(mut metadata) => {
+                if !knows_parent {
+                    metadata.parent_locator = None;
+                }
+                return Some(metadata);
+            }
             Err(e) => e,
         };
+        knows_parent &= e.structure != Structure::ParentLocator && e.fault != Fault::Missing("parent locator item");
         let can_go_on = stand_in(region, &mut items, &e);
         out.refuse(e);
         if !can_go_on {

@@ -168,7 +168,10 @@ impl Inspector<'_> {
         self.exam.metadata_at = Some(metadata_region.offset);
         self.exam.metadata = metadata::examine(&*self.exam.view, metadata_region, &mut self.out);
         self.watch.pause()?;
-        if let Some(bat) = inside(regions.find(BAT_REGION), self.file_len) {
+        // A table that shares bytes with another region is made of that region's bytes as much as of its own.
+        let is_shared = |fault: &Fault| matches!(fault, Fault::Collision(one, two) if [one, two].contains(&&BAT_REGION));
+        let is_doubtful = regions.placement_faults(self.file_len, log).iter().any(is_shared);
+        if let Some(bat) = inside(regions.find(BAT_REGION), self.file_len).filter(|_| !is_doubtful) {
             self.table(bat, &regions, log)?;
         }
         Ok(())
