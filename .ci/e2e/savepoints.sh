@@ -47,7 +47,7 @@ stop
 [ ! -e alice.vhdx.control ] || die "the control socket was left behind"
 
 checked=0 foreign=0 seven=''
-if command -v 7z >/dev/null && 7z i >formats.txt && grep -qi '\bvhdx\b' formats.txt; then seven=yes; fi
+if command -v 7z >/dev/null && 7z i >formats.txt && grep -i '\bvhdx\b' >/dev/null formats.txt; then seven=yes; fi
 # 7-Zip follows the chain by the relative paths, and for it a backslash is a letter here.
 ln -s images/app/1.vhdx 'images\app\1.vhdx'
 for before in before*; do
