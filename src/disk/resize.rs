@@ -147,8 +147,8 @@ impl Plan<'_> {
         } else {
             let space = writer.allocate(needed.div_ceil(MIB), true)?;
             let filled = self.fill_region(region_at, space.home.start().get(), needed);
-            let tables = filled.and_then(|()| Ok(region_pages(writer, space)?));
-            pages = tables.inspect_err(|_: &DiskError| writer.space.lock().give_back(space))?;
+            let tables = filled.and_then(|()| region_pages(writer, space));
+            pages = tables.inspect_err(|_| writer.space.lock().give_back(space))?;
             moved = Some(space);
         }
         let gone = self.gone()?;
