@@ -88,6 +88,11 @@ impl Ancestor {
         &self.line
     }
 
+    /// The line below this layer, if there is one.
+    pub(crate) fn below(&self) -> Option<Arc<Ancestor>> {
+        self.below.first().cloned()
+    }
+
     /// Where the bytes from `here` on are, and for how many of at most `max` bytes that holds.
     #[inline]
     pub(crate) fn locate(&self, here: VirtualOffset, max: u64) -> Result<(Place, u64), MapError> {
@@ -158,8 +163,21 @@ impl Ancestor {
             if layer.payload(layer.geometry.block_of(start))? != PayloadState::NotPresent {
                 return Ok(Some(hop));
             }
+            // Somebody may have walked from the next layer down: a savepoint that was just made stands on a line that is warm.
+            match self.below.get(hop).map_or(UNKNOWN, |next| next.known_hop(start)) {
+                UNKNOWN => {}
+                NOBODY => return Ok(None),
+                known => return Ok(Some(hop + usize::from(known))),
+            }
         }
         Ok(None)
+    }
+
+    /// What the index has for the granule at `at`, as it is stored there.
+    fn known_hop(&self, at: VirtualOffset) -> u8 {
+        let granule = at.get() >> self.granule_shift;
+        let page = self.hops.get(granule / PER_PAGE as u64);
+        page.map_or(UNKNOWN, |page| page[granule as usize % PER_PAGE].load(Ordering::Relaxed))
     }
 
     /// Fills `buf` with what this line shows from `at` on.

@@ -254,6 +254,15 @@ impl Disk {
         }
     }
 
+    /// Makes a range zeros of this file's own: they stay zeros under any parent, also where the present one shows zeros as well.
+    pub(crate) fn pin_zeroes(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let writer = self.writer()?;
+        match self.range(offset, len)? {
+            None => writer.check_latch(),
+            Some(at) => writer.pin_zeroes(&self.parents, at, len),
+        }
+    }
+
     /// Says that the content of a range is not needed any more. Whole blocks in it read as zeros afterwards (never as the
     /// parent) and give their space back; the rest of the range is left alone.
     ///

@@ -97,6 +97,11 @@ impl Store {
         Ok(Self { dir: Arc::new(dir), id: marker.id })
     }
 
+    /// Whether the directory is a store.
+    pub(super) fn is_at(dir: &Path) -> bool {
+        dir.join(MARKER).is_file()
+    }
+
     /// Where it is, without links.
     pub fn dir(&self) -> &Path {
         &self.dir

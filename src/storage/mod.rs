@@ -21,7 +21,7 @@ pub use error::{Operation, StorageError};
 pub use file::{Access, FileStorage};
 pub use map::MappedStorage;
 pub use memory::MemoryStorage;
-pub use volume::{DirVolume, Volume, create_atomically};
+pub use volume::{DirVolume, Volume, create_atomically, create_hidden};
 
 use std::fmt;
 use std::io;
@@ -117,6 +117,22 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Whatever the storage reports. The engine never retries a failed sync (the dirty data may be gone).
     fn sync(&self, site: SyncSite) -> io::Result<()>;
 
+    /// Whether [`Storage::write_durable`] is cheaper than a write and a sync. The engine then lays its log down in advance and
+    /// writes entries that way. The answer may not change while the storage is open.
+    fn writes_durably(&self) -> bool {
+        false
+    }
+
+    /// Writes all of `buf` at `at` and returns when *these bytes* survive a power cut. It says nothing about any other write,
+    /// finished or not: a sync covers everything before it, this covers its own range.
+    ///
+    /// # Errors
+    /// Whatever the storage reports. The engine takes every failure as that of a sync and never tries again.
+    fn write_durable(&self, buf: &[u8], at: u64, site: SyncSite) -> io::Result<()> {
+        write_all(self, buf, at).map_err(io::Error::other)?;
+        self.sync(site)
+    }
+
     /// Makes `len` bytes at `at` read as zeros and gives their space back. The length stays.
     ///
     /// # Errors
@@ -142,6 +158,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Which object this is.
     fn id(&self) -> StorageId;
+
+    /// Ends writing through this handle: later writes may be refused, and where writing excludes readers, they are let in from now on.
+    ///
+    /// # Errors
+    /// Whatever the storage reports; somebody may then have come in between, and nothing may be assumed of the lock.
+    fn end_writing(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Reads until `buf` is full or the file ends; returns the bytes read.
@@ -296,6 +320,14 @@ pub fn len<S: Storage + ?Sized>(storage: &S) -> Result<u64, StorageError> {
 /// As [`Storage::set_len`].
 pub fn set_len<S: Storage + ?Sized>(storage: &S, len: u64) -> Result<(), StorageError> {
     storage.set_len(len).map_err(|e| StorageError::new(Operation::SetLen, len, e))
+}
+
+/// Writes all of `buf` and makes it durable, as a [`StorageError`] of a sync on failure. Never tried twice.
+///
+/// # Errors
+/// As [`Storage::write_durable`].
+pub fn write_durable<S: Storage + ?Sized>(storage: &S, buf: &[u8], at: u64, site: SyncSite) -> Result<(), StorageError> {
+    storage.write_durable(buf, at, site).map_err(|e| StorageError::new(Operation::Sync, at, e))
 }
 
 /// Syncs, as a [`StorageError`] on failure. `Interrupted` is a failure here: a sync is never tried twice.

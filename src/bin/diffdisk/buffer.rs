@@ -1,6 +1,6 @@
-//! Buffers whose bytes start at a page, and the search for zeros in them.
+//! Buffers whose bytes start at a page.
 
-/// The unit in which content is read, hashed and copied.
+/// The unit in which content goes in and out.
 pub const CHUNK: usize = 1 << 20;
 
 const PAGE: usize = 4096;
@@ -28,11 +28,6 @@ impl Buffer {
     }
 }
 
-/// Whether all bytes are zero. In steps that the compiler turns into wide instructions, each of which may end the search.
-pub fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(256).all(|step| step.iter().fold(0, |sum, byte| sum | byte) == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,16 +37,5 @@ mod tests {
         let mut buffer = Buffer::new();
         assert_eq!(buffer.first(CHUNK).as_ptr().align_offset(PAGE), 0);
         assert_eq!((buffer.first(CHUNK).len(), buffer.first(7).len()), (CHUNK, 7));
-    }
-
-    #[test]
-    fn one_bit_is_found_anywhere() {
-        let mut bytes = vec![0; 1000];
-        assert!(is_zero(&bytes) && is_zero(&[]));
-        for at in [0, 255, 256, 999] {
-            bytes[at] = 1;
-            assert!(!is_zero(&bytes), "{at}");
-            bytes[at] = 0;
-        }
     }
 }

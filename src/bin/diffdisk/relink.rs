@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::error::{About, CliError};
 use diffdisk::{ChainError, Disk, LinkProof, OpenError, OpenOptions, ParentPolicy, RelinkError};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Write into a differencing disk where its parent is.
 ///
@@ -34,9 +34,14 @@ pub fn run(args: &RelinkArgs, ctx: &Context) -> Result<(), CliError> {
         }
         error
     })?;
-    let info = Disk::open(&args.child, &OpenOptions::new().parents(ParentPolicy::Deny)).about(&args.child)?.info().about(&args.child)?;
+    let value = json!({ "file": args.child.to_string_lossy(), "parent": parent_of(&args.child)? });
+    ctx.emit(&value, |out| writeln!(out, "{}: its parent is {}", args.child.display(), args.parent.display()))
+}
+
+/// What the locator of a differencing disk says, as `info` prints it.
+pub fn parent_of(child: &Path) -> Result<serde_json::Value, CliError> {
+    let info = Disk::open(child, &OpenOptions::new().parents(ParentPolicy::Deny)).about(child)?.info().about(child)?;
     let parent = info.parent.expect("a relinked disk has a parent");
     let paths: std::collections::BTreeMap<String, String> = parent.paths.into_iter().collect();
-    let value = json!({ "file": args.child.to_string_lossy(), "parent": { "linkage": parent.linkage.to_string(), "paths": paths } });
-    ctx.emit(&value, |out| writeln!(out, "{}: its parent is {}", args.child.display(), args.parent.display()))
+    Ok(json!({ "linkage": parent.linkage.to_string(), "paths": paths }))
 }
