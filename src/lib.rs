@@ -53,21 +53,23 @@ pub use chain::{
     WriteToken,
 };
 pub use disk::check::{CheckReport, Finding};
+pub use disk::compact::{CompactOptions, CompactReport};
 pub use disk::error::DiskError;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 #[cfg(feature = "store")]
 pub use image::{
     Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, Dropped, IfExists, Image, ImageOptions, ImageRef, LiveClone,
     Manifest, Origin, Problem, Pruned, Repaired, ResetOptions, Saved, Savepoint, Source, SourceInfo, Step, StepCost, Store, StoreError,
-    Sweep, Swept, Timestamp, Verified,
+    Sweep, Swept, Timestamp, Verified, relink_proven,
 };
 #[cfg(all(feature = "store", unix))]
 pub use image::{Control, ControlStopper};
 pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
 pub use tools::{
-    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, RebaseOptions, Rebased, ToolError, compare,
-    convert, convert_on, copy_out, diff, is_zero, rebase, rebase_on, walk,
+    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, Hydrated, MergeOptions, Merged, RebaseOptions,
+    Rebased, ToolError, compare, convert, convert_on, copy_out, diff, is_zero, merge_into, merge_into_on, merge_to, rebase, rebase_on,
+    walk,
 };
 
 /// The examples of the agents' guide are compiled and run with the others.

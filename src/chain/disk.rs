@@ -153,7 +153,7 @@ impl Disk {
     }
 
     #[inline]
-    fn storage_of(&self, layer: usize) -> &dyn storage::Storage {
+    pub(super) fn storage_of(&self, layer: usize) -> &dyn storage::Storage {
         match (layer, &self.parents) {
             (0, _) => &*self.leaf.file,
             (_, Parents::Line(line)) => &*line.line()[layer - 1].file,

@@ -187,6 +187,12 @@ impl Disk {
         ancestor::share(layer, false, below.as_ref())
     }
 
+    /// A file that was laid down a moment ago, open for writing over parents that are open already.
+    pub(crate) fn over(leaf: Arc<dyn Storage>, line: Option<Arc<Ancestor>>) -> Result<Self, OpenError> {
+        let probe = Layer::open(leaf, None)?;
+        Self::assemble(probe, line.into(), Access::Writable, &OpenOptions::new())
+    }
+
     fn adopt_child(leaf: Arc<dyn Storage>, path: PathBuf, line: Arc<Ancestor>) -> Result<Self, CreateError> {
         let probe = Layer::open(leaf, Some(path))?;
         Ok(Self::assemble(probe, Parents::Line(line), Access::Writable, &OpenOptions::new())?)
@@ -233,7 +239,7 @@ fn lock_if_there(path: &Path) -> Result<Option<FileStorage>, StorageError> {
 }
 
 /// What the locator of a new child says: the way from its directory (a path without links), and the absolute path.
-pub(super) fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
+pub(crate) fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
     if identity.get().is_zero() {
         return Err(CreateError::ParentWithoutIdentity);
     }

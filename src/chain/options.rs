@@ -202,6 +202,11 @@ impl CreateOptions {
         self
     }
 
+    /// The creator string that a new file gets.
+    pub(crate) fn creator_text(&self) -> &str {
+        &self.creator
+    }
+
     /// The creator string in the file, for people to read.
     #[must_use]
     pub fn creator(mut self, creator: &str) -> Self {

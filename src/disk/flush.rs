@@ -78,10 +78,13 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) fn flush_as_leader(&self, commit: &mut Commit) -> Result<(), DiskError> {
+    pub(crate) fn flush_as_leader(&self, commit: &mut Commit) -> Result<(), DiskError> {
         let frozen = self.freeze().map_err(|e| self.latch(e))?;
         let file = &*self.layer.file;
         if frozen.is_empty() {
+            // Every entry is durable as it stands, so what was given up is given up for good.
+            let epoch = self.quarantine.epoch();
+            self.space.lock().enter_limbo(epoch, frozen.released);
             if self.take_payload() {
                 let len = self.space.lock().file_end() * MIB;
                 let _ = commit.log.sync(file, &mut commit.headers, SyncSite::Rewrite).map_err(|e| self.latch(e.into()))?;
@@ -134,7 +137,10 @@ impl Writer {
                 PageKey::Bitmap(number) => {
                     let page = layer.bitmaps.loaded_page(number).expect("a dirty page is loaded");
                     DirtyList::unmark(&page.dirty);
-                    let page_at = Page { home: self.bitmap_page_home(number)?, image: page.image() };
+                    // Its block was given up since (`disk/compact/bitmaps.rs`): no block of the chunk asks for these bits, and who makes one
+                    // partially present again rewrites its slice.
+                    let Some(home) = self.bitmap_page_home(number)? else { continue };
+                    let page_at = Page { home, image: page.image() };
                     if page.unconsulted.swap(false, Ordering::Relaxed) {
                         frozen.direct.push(page_at);
                         frozen.direct_keys.push(key);
@@ -148,13 +154,13 @@ impl Writer {
         Ok(frozen)
     }
 
-    fn bitmap_page_home(&self, page: u64) -> Result<FileOffset, DiskError> {
+    fn bitmap_page_home(&self, page: u64) -> Result<Option<FileOffset>, DiskError> {
         let (chunk, _) = BitmapTable::place_of(page);
         let home = match self.layer.bat.bitmap(chunk, &*self.layer.file)? {
-            BitmapState::Present(home) => home,
-            BitmapState::NotPresent => self.fresh_bitmap(chunk).expect("a dirty bitmap page has a home"),
+            BitmapState::Present(home) => Some(home),
+            BitmapState::NotPresent => self.fresh_bitmap(chunk),
         };
-        Ok(BitmapTable::page_home(page, home))
+        Ok(home.map(|home| BitmapTable::page_home(page, home)))
     }
 
     /// Commits the pages; `logged` keeps what did not become durable.
@@ -238,7 +244,7 @@ impl Writer {
     }
 
     /// Gives space whose release is durable back to the host, once nobody can be writing into it.
-    pub(super) fn reclaim(&self) {
+    pub(crate) fn reclaim(&self) {
         let free = {
             let mut space = self.space.lock();
             if !space.has_limbo() {
@@ -247,6 +253,9 @@ impl Writer {
             space.leave_limbo(self.quarantine.advance())
         };
         for extent in free {
+            // A reader that looked up the old place and is still on its way must notice: what it reads from here on are zeros, and for
+            // a block that moved (`disk/compact`) that is not what the disk shows.
+            self.quarantine.count_reuse();
             // The hole gives the space back and leaves zeros; whoever gets it next syncs before exposing it. Where there are
             // no holes the bytes stay, and who needs zeros writes them.
             let zeroed = self.layer.file.punch(extent.start * MIB, extent.mib * MIB).is_ok();
@@ -277,7 +286,11 @@ impl Writer {
         let Commit { headers, log, .. } = &mut *commit;
         log.stop(file, headers, data_write).map_err(|e| if e.is_harmless() { e.into() } else { self.latch(e.into()) })?;
         // The log is empty in both durable headers, so nothing vouches for the old length any more.
+        let given_up = std::mem::take(&mut *self.given_up.lock());
         let mut space = self.space.lock();
+        for home in given_up {
+            space.add_free(Extent { start: home.mib(), mib: 1 }, false);
+        }
         let end = space.trimmed_end();
         if end < space.file_end() {
             storage::set_len(file, end * MIB)?;

@@ -2,15 +2,15 @@
 
 pub(crate) mod backing;
 pub(crate) mod check;
+pub(crate) mod compact;
 pub(crate) mod create;
 pub(crate) mod error;
-#[cfg_attr(not(test), expect(dead_code, reason = "merging and flattening use the rest of it"))]
 pub(crate) mod flush;
 pub(crate) mod host_io;
-#[expect(dead_code, reason = "compacting, resizing, merging and flattening use the rest of it")]
+pub(crate) mod hydrate;
 pub(crate) mod items;
 pub(crate) mod layer;
 pub(crate) mod trim;
 pub(crate) mod write;
-#[expect(dead_code, reason = "compacting, resizing, merging and flattening use the rest of it")]
+mod write_batch;
 pub(crate) mod writer;

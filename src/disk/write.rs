@@ -19,7 +19,7 @@ use crate::mapping::bitmap::{BitmapTable, PAGES_PER_CHUNK, PageSource};
 use crate::mapping::dirty::PageKey;
 use crate::mapping::space::Allotment;
 use crate::storage;
-use crate::sync::Ordering;
+use crate::sync::{Ordering, RwLockReadGuard};
 use crate::units::{BlockHome, BlockIndex, VirtualOffset};
 
 /// The bytes of a request that go to one stretch of the file, gathered over neighbouring blocks.
@@ -95,14 +95,16 @@ impl Writer {
 
     /// The block's home, if every sector of the span is present.
     #[inline]
-    fn hot_home(&self, span: BlockSpan) -> Result<Option<BlockHome>, DiskError> {
-        match self.layer.payload(span.block)? {
-            PayloadState::FullyPresent(home) => Ok(Some(home)),
-            PayloadState::PartiallyPresent(home) => {
+    pub(super) fn hot_home(&self, span: BlockSpan) -> Result<Option<BlockHome>, DiskError> {
+        match self.layer.bat.settled(span.block, &*self.layer.file)? {
+            Some(PayloadState::FullyPresent(home)) => Ok(Some(home)),
+            Some(PayloadState::PartiallyPresent(home)) => {
                 let (first, end) = self.sectors_of(span.within.get(), span.len);
                 Ok(self.all_present(span.block, first, end)?.then_some(home))
             }
-            PayloadState::NotPresent | PayloadState::Undefined | PayloadState::Zero | PayloadState::Unmapped => Ok(None),
+            Some(PayloadState::NotPresent | PayloadState::Undefined | PayloadState::Zero | PayloadState::Unmapped) => Ok(None),
+            // It is about to move: its stripe decides.
+            None => Ok(None),
         }
     }
 
@@ -118,16 +120,34 @@ impl Writer {
         Ok(self.layer.bitmaps.all_set(g.chunk_of(block), g.first_bit(block) + first, end - first, &*self.layer.file, home)?)
     }
 
+    /// The state of a block, which stays where it is: a move that is being prepared is called off. The caller holds the stripe.
+    pub(crate) fn hold_still(&self, block: BlockIndex) -> Result<PayloadState, DiskError> {
+        let state = self.layer.payload(block)?;
+        self.layer.bat.unmark(block);
+        Ok(state)
+    }
+
+    /// The same for somebody who holds a ticket and no lock: as long as the ticket lives, the block stays where it is.
+    pub(crate) fn settle(&self, block: BlockIndex) -> Result<PayloadState, DiskError> {
+        match self.layer.bat.settled(block, &*self.layer.file)? {
+            Some(state) => Ok(state),
+            None => {
+                let _stripe = self.stripe(block);
+                self.hold_still(block)
+            }
+        }
+    }
+
     #[cold]
-    fn write_cold(&self, backing: &dyn Backing, span: BlockSpan, data: &[u8]) -> Result<(), DiskError> {
+    pub(super) fn write_cold(&self, backing: &dyn Backing, span: BlockSpan, data: &[u8]) -> Result<(), DiskError> {
         let _stripe = self.stripe(span.block);
         let within = span.within.get();
         let cold = Cold { block: span.block, within, data, sectors: self.sectors_of(within, span.len) };
-        match self.layer.payload(span.block)? {
+        match self.hold_still(span.block)? {
             // Somebody else was first.
             PayloadState::FullyPresent(home) => self.put(home, within, data),
             PayloadState::PartiallyPresent(home) => self.write_partial(backing, &cold, home),
-            PayloadState::NotPresent if self.layer.has_parent() => {
+            PayloadState::NotPresent if self.layer.shows_parent() => {
                 if within == 0 && span.len >= self.layer.geometry.visible_len(span.block) {
                     self.first_touch_whole(&cold)
                 } else {
@@ -142,7 +162,7 @@ impl Writer {
 
     /// Writes bytes into a block of this file.
     #[inline]
-    fn put(&self, home: BlockHome, within: u32, data: &[u8]) -> Result<(), DiskError> {
+    pub(super) fn put(&self, home: BlockHome, within: u32, data: &[u8]) -> Result<(), DiskError> {
         let result = storage::write_all(&*self.layer.file, data, home.start().get() + u64::from(within));
         // Also after a failure: a part may have landed.
         self.mark_payload();
@@ -161,7 +181,7 @@ impl Writer {
     }
 
     /// Makes a block fully present at `home`. The caller holds the stripe.
-    fn publish_whole(&self, block: BlockIndex, home: BlockHome) {
+    pub(super) fn publish_whole(&self, block: BlockIndex, home: BlockHome) {
         let _gate = self.gate.read();
         self.publish(self.layer.geometry.bat_index(block), PayloadState::FullyPresent(home).encode());
     }
@@ -180,8 +200,7 @@ impl Writer {
     /// Makes a block partially present whose `sectors` are written at `home`. The caller holds the stripe.
     fn publish_partial(&self, block: BlockIndex, sectors: (u32, u32), home: BlockHome) -> Result<(), DiskError> {
         let g = &self.layer.geometry;
-        let new_bitmap = self.load_slice(block)?;
-        let _gate = self.gate.read();
+        let (_gate, new_bitmap) = self.enter_slice(block)?;
         // MS-VHDX 2.4: bits of a block that was not partially present are stale, so the whole slice is rewritten.
         self.fill_bits(block, 0, g.sectors_per_block(), false);
         self.fill_bits(block, sectors.0, sectors.1, true);
@@ -224,7 +243,7 @@ impl Writer {
     /// trimmed, and the trim counts as the later one, or it became fully present).
     pub(crate) fn publish_sectors(&self, span: BlockSpan, home: BlockHome) -> Result<(), DiskError> {
         let _stripe = self.stripe(span.block);
-        if self.layer.payload(span.block)? == PayloadState::PartiallyPresent(home) {
+        if self.hold_still(span.block)? == PayloadState::PartiallyPresent(home) {
             self.load_slice(span.block)?;
             self.publish_more(span.block, self.sectors_of(span.within.get(), span.len), home)?;
         }
@@ -235,9 +254,9 @@ impl Writer {
     pub(crate) fn publish_space(&self, span: BlockSpan, space: Allotment) -> Result<bool, DiskError> {
         let g = &self.layer.geometry;
         let _stripe = self.stripe(span.block);
-        match self.layer.payload(span.block)? {
+        match self.hold_still(span.block)? {
             PayloadState::FullyPresent(_) | PayloadState::PartiallyPresent(_) => Ok(false),
-            PayloadState::NotPresent if self.layer.has_parent() && span.len < g.visible_len(span.block) => {
+            PayloadState::NotPresent if self.layer.shows_parent() && span.len < g.visible_len(span.block) => {
                 self.publish_partial(span.block, self.sectors_of(span.within.get(), span.len), space.home)?;
                 Ok(true)
             }
@@ -282,17 +301,39 @@ impl Writer {
         self.put(home, from, &whole)
     }
 
+    /// Loads a block's slice and takes the gate, for a block that becomes partially present. Returns the home of the chunk's sector
+    /// bitmap block when its entry is still to be published.
+    ///
+    /// A bitmap block that no block of its chunk uses may be given up at any moment until the gate is held (`disk/compact`), so it is
+    /// looked for once more under the gate: it is there, or it is the one that this session has claimed.
+    fn enter_slice(&self, block: BlockIndex) -> Result<(RwLockReadGuard<'_, ()>, Option<BlockHome>), DiskError> {
+        let chunk = self.layer.geometry.chunk_of(block);
+        loop {
+            let claimed = self.load_slice(block)?;
+            let gate = self.gate.read();
+            match (self.layer.bat.bitmap(chunk, &*self.layer.file)?, claimed) {
+                (BitmapState::Present(_), _) => return Ok((gate, None)),
+                (BitmapState::NotPresent, Some(home)) if self.fresh_bitmap(chunk) == Some(home) => return Ok((gate, Some(home))),
+                (BitmapState::NotPresent, _) => {}
+            }
+        }
+    }
+
     /// Brings the bitmap pages of a block's slice into memory. Returns the home of the chunk's sector bitmap block when it
     /// had to be allocated; the caller publishes it.
     fn load_slice(&self, block: BlockIndex) -> Result<Option<BlockHome>, DiskError> {
         let g = &self.layer.geometry;
         let chunk = g.chunk_of(block);
         let file = &*self.layer.file;
-        let (home, new) = match self.layer.bat.bitmap(chunk, file)? {
-            BitmapState::Present(home) => (home, None),
-            BitmapState::NotPresent => self.claim_bitmap(chunk).map(|home| (home, Some(home)))?,
+        let new = match self.layer.bat.bitmap(chunk, file)? {
+            BitmapState::Present(_) => None,
+            BitmapState::NotPresent => Some(self.claim_bitmap(chunk)?),
         };
-        let source = || Ok(if self.fresh_bitmap(chunk).is_some() { PageSource::Fresh } else { PageSource::File(home) });
+        let source = || match self.layer.bat.bitmap(chunk, file)? {
+            BitmapState::Present(home) if self.fresh_bitmap(chunk).is_none() => Ok(PageSource::File(home)),
+            // A block of zeros, wherever no page is in memory.
+            BitmapState::Present(_) | BitmapState::NotPresent => Ok(PageSource::Fresh),
+        };
         let first = g.first_bit(block);
         let (from, to) = (BitmapTable::page_of(chunk, first), BitmapTable::page_of(chunk, first + g.sectors_per_block() - 1));
         for page in from..=to {

@@ -367,6 +367,16 @@ impl LogWriter {
         Ok(())
     }
 
+    /// Makes one empty entry the whole log, so that a replay writes nothing and asks only for a file of these lengths: before places
+    /// that older entries write to are given away, and before the file is cut (our format reference §9.5). Nothing to do while no
+    /// header names the log.
+    pub(crate) fn rewind(&mut self, file: &dyn Storage, headers: &mut HeaderPair, lengths: Lengths) -> Result<(), LogError> {
+        match self.guid {
+            Some(guid) => self.make_room(file, headers, guid, lengths),
+            None => Ok(()),
+        }
+    }
+
     /// The bytes of the next entry.
     fn encode(&self, log_guid: LogGuid, pages: &[Page], lengths: Lengths) -> Vec<u8> {
         let tail = u32::try_from(self.ring.tail_to_record()).expect("logs are far below 4 GiB");

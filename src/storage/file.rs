@@ -186,6 +186,12 @@ impl FileStorage {
         !self.block_device
     }
 
+    /// Whether the file is known to lie on a file system of this machine, so that no server, and no other program in the way, decides
+    /// whether it can be read.
+    pub fn is_local(&self) -> bool {
+        sys::is_local(&self.file)
+    }
+
     fn metadata(&self) -> Result<Metadata, StorageError> {
         self.file.metadata().map_err(open_error)
     }
@@ -216,6 +222,17 @@ impl Storage for FileStorage {
     fn write_at(&self, buf: &[u8], at: u64) -> io::Result<usize> {
         self.writable()?;
         sys::write_at(&self.file, buf, at)
+    }
+
+    #[cfg(unix)]
+    fn read_vectored_at(&self, bufs: &mut [io::IoSliceMut<'_>], at: u64) -> io::Result<usize> {
+        Ok(rustix::io::preadv(&self.file, bufs, at)?)
+    }
+
+    #[cfg(unix)]
+    fn write_vectored_at(&self, bufs: &[io::IoSlice<'_>], at: u64) -> io::Result<usize> {
+        self.writable()?;
+        Ok(rustix::io::pwritev(&self.file, bufs, at)?)
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -442,6 +459,30 @@ mod sys {
         rustix::fs::fstatfs(file).is_ok_and(|fs| [EXT, XFS, TMPFS].iter().any(|&magic| u64::try_from(fs.f_type) == Ok(magic)))
     }
 
+    /// By the number of the file system; one that is not known is taken for a remote one. The layers of an overlay cannot be seen
+    /// from here and are nearly always local.
+    #[cfg(target_os = "linux")]
+    pub(super) fn is_local(file: &File) -> bool {
+        const LOCAL: [u64; 9] = [
+            0xEF53,      // ext2, ext3, ext4
+            0x5846_5342, // XFS
+            0x9123_683E, // btrfs
+            0x0102_1994, // tmpfs
+            0x8584_58F6, // ramfs
+            0xF2F5_2010, // F2FS
+            0x2FC1_2FC1, // ZFS
+            0xCA45_1A4E, // bcachefs
+            0x794C_7630, // overlayfs
+        ];
+        rustix::fs::fstatfs(file).is_ok_and(|fs| LOCAL.iter().any(|&magic| u64::try_from(fs.f_type) == Ok(magic)))
+    }
+
+    /// Nobody knows; the caller asked for it.
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn is_local(_file: &File) -> bool {
+        true
+    }
+
     #[cfg(not(target_os = "linux"))]
     pub(super) fn overwrites_in_place(_file: &File) -> bool {
         false
@@ -549,6 +590,10 @@ mod sys {
 
     pub(super) fn punch(_file: &File, _at: u64, _len: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn is_local(_file: &File) -> bool {
+        true
     }
 
     pub(super) fn overwrites_in_place(_file: &File) -> bool {

@@ -7,24 +7,30 @@
 //!
 //! A [`Storage`] does no locking between calls: any number of threads may call it at once.
 
+mod buffer;
 mod error;
 mod file;
+#[cfg(target_os = "linux")]
+mod guard;
 mod map;
 mod memory;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod volume;
 
+pub use buffer::PageBuffer;
 #[cfg(feature = "store")]
 pub(crate) use error::io_kind;
 pub use error::{Operation, StorageError};
 pub use file::{Access, FileStorage};
+#[cfg(target_os = "linux")]
+pub use guard::guard_mappings;
 pub use map::MappedStorage;
 pub use memory::MemoryStorage;
 pub use volume::{DirVolume, Volume, create_atomically, create_hidden};
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 
 /// Which barrier of the engine asks for a sync. Storages may ignore it; the simulator and the tests name syncs by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,6 +96,48 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// Whatever the storage reports. `Interrupted` is retried by the callers in this crate.
     fn write_at(&self, buf: &[u8], at: u64) -> io::Result<usize>;
+
+    /// Reads into several buffers, one after the other, as if they were one.
+    ///
+    /// # Errors
+    /// As [`Storage::read_at`].
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], at: u64) -> io::Result<usize> {
+        let mut done = 0;
+        for buf in bufs {
+            match self.read_at(buf, at + done as u64) {
+                Ok(n) => {
+                    done += n;
+                    if n < buf.len() {
+                        break;
+                    }
+                }
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes several buffers, one after the other, as if they were one.
+    ///
+    /// # Errors
+    /// As [`Storage::write_at`].
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+        let mut done = 0;
+        for buf in bufs {
+            match self.write_at(buf, at + done as u64) {
+                Ok(n) => {
+                    done += n;
+                    if n < buf.len() {
+                        break;
+                    }
+                }
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
 
     /// The length in bytes.
     ///
@@ -275,6 +323,63 @@ fn write_rest<S: Storage + ?Sized>(storage: &S, buf: &[u8], at: u64, first: io::
         }
         result = storage.write_at(&buf[done..], at + done as u64);
     }
+}
+
+/// Buffers that one vectored call may have: `IOV_MAX` of Linux and others.
+const MAX_SLICES: usize = 1024;
+
+/// Fills several buffers with neighbouring bytes, in one call where that gets them all; what lies past the end of the file reads
+/// as zeros.
+///
+/// # Errors
+/// As [`read_zero_extended`].
+pub fn read_vectored_zero_extended<S: Storage + ?Sized>(storage: &S, bufs: &mut [IoSliceMut<'_>], at: u64) -> Result<(), StorageError> {
+    let mut at = at;
+    for bufs in bufs.chunks_mut(MAX_SLICES) {
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        match storage.read_vectored_at(bufs, at) {
+            Ok(n) if n == total => at += total as u64,
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => return Err(StorageError::new(Operation::Read, at, e)),
+            // Cut short: one by one, each with what it takes to read it whole.
+            _ => {
+                for buf in bufs {
+                    read_zero_extended(storage, buf, at)?;
+                    at += buf.len() as u64;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of several buffers to neighbouring places, in one call where that takes them all.
+///
+/// # Errors
+/// As [`write_all`].
+pub fn write_vectored_all<S: Storage + ?Sized>(storage: &S, bufs: &[IoSlice<'_>], at: u64) -> Result<(), StorageError> {
+    let mut at = at;
+    for bufs in bufs.chunks(MAX_SLICES) {
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        let mut landed = match storage.write_vectored_at(bufs, at) {
+            Ok(n) if n > total => {
+                return Err(StorageError::new(Operation::Write, at, io::Error::other("storage claims more bytes than asked for")));
+            }
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(StorageError::new(Operation::Write, at, e)),
+        };
+        if landed < total {
+            let mut place = at;
+            for buf in bufs {
+                let skip = landed.min(buf.len());
+                write_all(storage, &buf[skip..], place + skip as u64)?;
+                landed -= skip;
+                place += buf.len() as u64;
+            }
+        }
+        at += total as u64;
+    }
+    Ok(())
 }
 
 /// Bytes of zeros written at a time where holes cannot be punched.

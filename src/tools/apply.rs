@@ -1,4 +1,4 @@
-//! Making a disk show what another content shows, by writing what differs and nothing else.
+//! Making a new child show what another content shows, by writing what differs from its parent and nothing else.
 
 use super::buffer::{Buffer, CHUNK, GRAIN};
 use super::content::Content;
@@ -13,22 +13,24 @@ use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
 struct State {
-    now: Buffer,
+    shown: Buffer,
     wanted: Buffer,
     put: Put,
     /// Whole chunks that become zeros in a disk of larger blocks: done at the end, when it is known which blocks they fill.
     zeros: Vec<Range<u64>>,
 }
 
-/// Writes to `disk`, which nobody else writes to, what makes it show `wanted`. Where that is longer it is cut off, where it is shorter it
-/// counts as filled up with zeros. `path` stands in errors.
+/// Writes to `disk`, a child that holds nothing yet and that nobody else writes to, what makes it show `wanted`. Where that is longer it is
+/// cut off, where it is shorter it counts as filled up with zeros. `path` stands in errors.
 pub(crate) fn show(disk: &Disk, wanted: &Content<'_>, path: &Path, crew: Crew<'_>) -> Result<Put, ToolError> {
-    let now = Content::of(disk, path);
+    // What the parent shows, and not the child: that changes under the workers.
+    let parent = disk.parent_view().expect("a child stands on an open parent");
+    let parent = Content::own(parent, path);
     let block = disk.leaf.geometry.block_size();
-    let state = || State { now: Buffer::new(), wanted: Buffer::new(), put: Put::default(), zeros: Vec::new() };
+    let state = || State { shown: Buffer::new(), wanted: Buffer::new(), put: Put::default(), zeros: Vec::new() };
     let each = |state: &mut State, offset: u64, len: usize| {
-        let (old, new) = (state.now.first(len), state.wanted.first(len));
-        now.read_at(old, offset)?;
+        let (old, new) = (state.shown.first(len), state.wanted.first(len));
+        parent.read_at(old, offset)?;
         wanted.read_at(new, offset)?;
         for (range, kind) in changes(old, new, GRAIN) {
             let (at, len) = (offset + range.start as u64, range.len() as u64);
@@ -45,7 +47,7 @@ pub(crate) fn show(disk: &Disk, wanted: &Content<'_>, path: &Path, crew: Crew<'_
         }
         Ok(ControlFlow::<()>::Continue(()))
     };
-    let chunks = pairs::chunks(&now, wanted, disk.size(), GRAIN as u64)?;
+    let chunks = pairs::chunks(&parent, wanted, disk.size(), GRAIN as u64)?;
     let (states, _) = crew.work(Phase::Diff, disk.size(), chunks, state, each)?;
     let mut put = Put::default();
     let mut zeros = Vec::new();

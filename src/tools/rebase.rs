@@ -222,6 +222,8 @@ struct Found {
     inherited: u64,
     agreed: u64,
     copied: u64,
+    /// Starts of blocks that are to say that they are zeros.
+    pins: Vec<u64>,
 }
 
 impl Rebase<'_> {
@@ -278,6 +280,7 @@ impl Rebase<'_> {
             inherited: 0,
             agreed: 0,
             copied: 0,
+            pins: Vec::new(),
         };
         let each = |found: &mut Found, offset: u64, len: usize| {
             let (was, is) = (found.old.first(len), found.new.first(len));
@@ -287,7 +290,7 @@ impl Rebase<'_> {
                 let place = offset + range.start as u64..offset + range.end as u64;
                 if self.options.keep_content {
                     let bytes = &was[range];
-                    found.copied += self.keep(old, place, bytes)?;
+                    found.copied += self.keep(old, place, bytes, &mut found.pins)?;
                     continue;
                 }
                 for (from, is) in (place.start..).step_by(unit).zip(is[range].chunks(unit)) {
@@ -310,12 +313,19 @@ impl Rebase<'_> {
         let chunks = pairs::chunks(old, &new, size, (unit as u64).max(4096))?;
         let (states, _) = self.crew.work(Phase::Rebase, size, chunks, state, each)?;
         let mut all = Rebased::default();
-        let mut conflicts = Vec::new();
+        let (mut conflicts, mut pins) = (Vec::new(), Vec::new());
         for found in states {
             all.inherited += found.inherited;
             all.agreed += found.agreed;
             all.copied += found.copied;
             conflicts.extend(found.conflicts);
+            pins.extend(found.pins);
+        }
+        pins.sort_unstable();
+        pins.dedup();
+        for at in pins {
+            self.crew.check()?;
+            self.disk.pin_zeroes(at, self.disk.leaf.geometry.block_size().min(size - at)).about(self.child)?;
         }
         conflicts.sort_unstable_by_key(|range| range.start);
         conflicts.into_iter().for_each(|range| push(&mut all.conflicts, range));
@@ -327,8 +337,8 @@ impl Rebase<'_> {
     }
 
     /// Makes the sectors of a range that are not the child's own its own, with the content that the old parent gives them. Returns how
-    /// many bytes that are.
-    fn keep(&self, old: &Content<'_>, range: Range<u64>, bytes: &[u8]) -> Result<u64, ToolError> {
+    /// many bytes that are. Whole blocks that are to say "zeros" come in `pins`, for later.
+    fn keep(&self, old: &Content<'_>, range: Range<u64>, bytes: &[u8], pins: &mut Vec<u64>) -> Result<u64, ToolError> {
         let mut copied = 0;
         let mut at = range.start;
         let own = self.disk.touched(1, range.clone()).collect::<Result<Vec<_>, DiskError>>().about(self.child)?;
@@ -336,7 +346,7 @@ impl Rebase<'_> {
             if at < own.start {
                 copied += own.start - at;
                 if !self.options.dry_run {
-                    self.copy(old, at, &bytes[(at - range.start) as usize..(own.start - range.start) as usize])?;
+                    self.copy(old, at, &bytes[(at - range.start) as usize..(own.start - range.start) as usize], pins)?;
                 }
             }
             at = own.end;
@@ -344,18 +354,25 @@ impl Rebase<'_> {
         Ok(copied)
     }
 
-    fn copy(&self, old: &Content<'_>, at: u64, bytes: &[u8]) -> Result<(), ToolError> {
-        let (block, size) = (self.disk.leaf.geometry.block_size(), self.disk.size());
-        let whole = at / block * block..(at / block * block + block).min(size);
+    fn copy(&self, old: &Content<'_>, at: u64, bytes: &[u8], pins: &mut Vec<u64>) -> Result<(), ToolError> {
         if !is_zero(bytes) {
             return self.disk.write_at(bytes, at).about(self.child);
         }
-        // Where the old parent has nothing in the whole block, and the child neither, the block says "zeros", which takes no space.
-        let is_blank = at + bytes.len() as u64 <= whole.end && old.stretches(whole.clone())?.next().is_none();
-        if is_blank && !self.is_own(whole.clone())? {
-            return self.disk.pin_zeroes(whole.start, whole.end - whole.start).about(self.child);
+        let (block, size) = (self.disk.leaf.geometry.block_size(), self.disk.size());
+        let end = at + bytes.len() as u64;
+        let mut from = at;
+        while from < end {
+            let whole = from / block * block..(from / block * block + block).min(size);
+            let to = end.min(whole.end);
+            // Where the old parent has nothing in the whole block, and the child neither, the block says "zeros", which takes no space.
+            if old.stretches(whole.clone())?.next().is_none() && !self.is_own(whole.clone())? {
+                pins.push(whole.start);
+            } else {
+                self.disk.pin_zeroes(from, to - from).about(self.child)?;
+            }
+            from = to;
         }
-        self.disk.pin_zeroes(at, bytes.len() as u64).about(self.child)
+        Ok(())
     }
 }
 
