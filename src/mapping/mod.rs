@@ -9,3 +9,4 @@ pub(crate) mod dirty;
 pub(crate) mod pages;
 pub(crate) mod quarantine;
 pub(crate) mod space;
+mod twin;
