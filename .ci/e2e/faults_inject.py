@@ -87,6 +87,7 @@ def build_world():
     call("image", "create", "app", "base.raw", "--store", "store")
     call("image", "refresh", "app", "next.raw", "--store", "store")
     call("image", "create", "idle", "next.raw", "--store", "store")
+    call("image", "refresh", "idle", "base.raw", "--store", "store")
     for name in ("alice", "bob"):
         call("clone", "create", "app@1", f"clones/{name}", "--store", "store")
         call("write", f"clones/{name}.vhdx", "--offset", "1M", *ANYWHERE, stdin=pattern(name, 64 << 10))
@@ -124,7 +125,7 @@ SCRIPTS = [
     ("trim", ["trim", "child.vhdx", "--offset", "1M", "--length", "2M"], None),
     ("relink", ["relink", "child.vhdx", "--parent", "other/plain.vhdx"], None),
     ("image create", ["image", "create", "new", "base.raw", *STORE], None),
-    ("image refresh", ["image", "refresh", "idle", "base.raw", *STORE], None),
+    ("image refresh", ["image", "refresh", "idle", "next.raw", *STORE], None),
     ("image rename", ["image", "rename", "idle", "busy", *STORE], None),
     ("image disable", ["image", "disable", "app@1", *STORE], None),
     ("image remove", ["image", "remove", "idle@1", *STORE], None),
@@ -182,7 +183,7 @@ def state():
                 continue
             elif name.endswith((".vhdx", ".avhdx")):
                 what = virtual(path)
-            elif name.endswith((".json", ".blake3")) or name.startswith("."):
+            elif name.endswith((".json", ".blake3", ".disabled")) or name.startswith("."):
                 what = "there"
             else:
                 what = whole_file(os.path.join(WORLD, path))
