@@ -5,7 +5,7 @@ use super::ancestor::{self, Ancestor, MAX_CHAIN_DEPTH};
 use super::disk::{Disk, Parents};
 use super::error::{ChainError, CreateError, OpenError};
 use super::gate::{self, Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
-use super::options::{CreateOptions, NewKind, OpenOptions};
+use super::options::{CreateOptions, FlushMode, NewKind, OpenOptions};
 use crate::disk::create::Blueprint;
 use crate::disk::layer::Layer;
 use crate::disk::writer::Writer;
@@ -83,7 +83,10 @@ impl Disk {
             leaf.header.next_sequence(leaf.slot)?;
         }
         let leaf = Arc::new(leaf);
-        let writer = (access == Access::Writable).then(|| Writer::new(Arc::clone(&leaf)));
+        let mut writer = (access == Access::Writable).then(|| Writer::new(Arc::clone(&leaf)));
+        if let (FlushMode::PayloadInLog, Some(writer)) = (options.flush_mode, &mut writer) {
+            writer.let_payload_ride();
+        }
         let disk = Self { leaf, parents, writer };
         if options.untrusted {
             disk.refuse_overlaps()?;

@@ -44,6 +44,7 @@ impl<'a> HostWrite<'a> {
     pub(crate) fn begin(writer: &'a Writer, at: VirtualOffset, len: u64) -> Result<Self, DiskError> {
         writer.check_latch()?;
         writer.begin()?;
+        writer.stop_riding()?;
         let mut prepared = Self { writer, pieces: Vec::new() };
         for span in writer.layer.geometry.spans(at, len) {
             let piece = prepared.prepare(span)?;

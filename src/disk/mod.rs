@@ -1,4 +1,4 @@
-//! One VHDX file: opening, creating, writing, trimming, flushing, checking, relinking. Parents are the next floor's business.
+//! One VHDX file: opening, creating, writing, trimming, flushing, checking, repairing, relinking. Parents are the next floor's business.
 
 pub(crate) mod backing;
 pub(crate) mod check;
@@ -10,6 +10,9 @@ pub(crate) mod host_io;
 pub(crate) mod hydrate;
 pub(crate) mod items;
 pub(crate) mod layer;
+pub(crate) mod repair;
+pub(crate) mod resize;
+pub(crate) mod riding;
 pub(crate) mod trim;
 pub(crate) mod write;
 mod write_batch;

@@ -124,6 +124,15 @@ impl Writer {
     fn zero_in_place(&self, home: BlockHome, within: u64, len: u64) -> Result<(), DiskError> {
         let at = home.start().get() + within;
         let file = &*self.layer.file;
+        if self.riders.as_ref().is_some_and(|riders| riders.may_hold(at, len as usize)) {
+            let mut done = 0;
+            while done < len {
+                let part = (len - done).min(ZEROS.len() as u64);
+                self.land(&ZEROS[..part as usize], at + done)?;
+                done += part;
+            }
+            return Ok(());
+        }
         let result = if len >= PUNCH_FROM { storage::punch_or_zero(file, at, len) } else { storage::write_zeros(file, at, len) };
         self.mark_payload();
         Ok(result?)

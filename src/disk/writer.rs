@@ -30,6 +30,7 @@
 
 use super::error::DiskError;
 use super::layer::{Layer, Placed};
+use super::riding::Riders;
 use crate::format::{Fault, FormatError};
 use crate::geometry::BatRole;
 use crate::guid::{DataWriteGuid, FileWriteGuid, Guid};
@@ -97,6 +98,8 @@ pub(crate) struct Writer {
     pub(crate) space: Mutex<Space>,
     pub(crate) dirty: DirtyList,
     pub(crate) quarantine: Quarantine,
+    /// Payload that may ride in log entries; `None` unless the caller asked for that.
+    pub(crate) riders: Option<Riders>,
     /// Whether payload was written since the last sync began.
     payload_dirty: AtomicBool,
     /// Sector bitmap blocks that were allocated in this session, by chunk. Two blocks of one chunk may need the chunk's first
@@ -137,6 +140,7 @@ impl Writer {
             space: Mutex::new(Space::opaque(layer.file_len.div_ceil(MIB))),
             dirty: DirtyList::new(),
             quarantine: Quarantine::new(),
+            riders: None,
             payload_dirty: AtomicBool::new(false),
             fresh_bitmaps: Mutex::new(HashMap::new()),
             given_up: Mutex::new(Vec::new()),
@@ -144,6 +148,13 @@ impl Writer {
             overhaul: Mutex::new(()),
             anchors: Mutex::new(Vec::new()),
             layer,
+        }
+    }
+
+    /// Lets payload ride in log entries, see `riding.rs`. Only a child has first writes that leave the rest of a block alone.
+    pub(crate) fn let_payload_ride(&mut self) {
+        if self.layer.has_parent() {
+            self.riders = Some(Riders::new());
         }
     }
 
@@ -316,6 +327,11 @@ impl Writer {
         }
     }
 
+    /// Whether payload waits for a sync.
+    pub(crate) fn has_payload(&self) -> bool {
+        self.payload_dirty.load(Ordering::SeqCst)
+    }
+
     /// Whether payload waits for a sync; the caller syncs next.
     pub(crate) fn take_payload(&self) -> bool {
         self.payload_dirty.swap(false, Ordering::SeqCst)
@@ -425,7 +441,7 @@ impl Writer {
 
 /// Where the sequence numbers of a session start: anywhere, as Windows does, so that remains of older sessions never continue
 /// a sequence by accident (MS-VHDX 2.3.1.1 only asks for more than zero).
-fn first_sequence() -> u64 {
+pub(crate) fn first_sequence() -> u64 {
     let bytes = Guid::random().to_bytes();
     let random = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
     (random >> 2).max(1)

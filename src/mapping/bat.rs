@@ -143,6 +143,11 @@ impl BatTable {
         &self.fences.taken
     }
 
+    /// What entries are checked against.
+    pub(crate) fn fences(&self) -> &Fences {
+        &self.fences
+    }
+
     /// Where the entry stands in the file.
     pub(crate) fn entry_at(&self, index: BatIndex) -> FileOffset {
         FileOffset::new(self.at + u64::from(index.get()) * 8)

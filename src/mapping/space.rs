@@ -56,6 +56,18 @@ impl UsedMap {
         if taken { Claim::Taken } else { Claim::Free }
     }
 
+    /// Whether none of `len` MiB at `start` is used.
+    pub(crate) fn is_free(&self, start: u64, len: u64) -> bool {
+        let end = start.saturating_add(len).min(self.bits.len() as u64);
+        start >= end || self.bits[start as usize..end as usize].not_any()
+    }
+
+    /// Unused MiB before the last used one, and where that one ends.
+    pub(crate) fn leaks(&self) -> (u64, u64) {
+        let end = self.end();
+        (self.bits[..end as usize].count_zeros() as u64, end)
+    }
+
     /// MiB up to the end of the last used one.
     pub(crate) fn end(&self) -> u64 {
         self.bits.last_one().map_or(0, |last| last as u64 + 1)

@@ -1,7 +1,7 @@
 //! Giving space back to the file system; see `disk/compact` for how.
 
 use super::error::ToolError;
-use crate::chain::{Disk, Parents};
+use crate::chain::{Disk, LiveDisk, Parents};
 use crate::disk::backing::Backing;
 use crate::disk::compact::{CompactFault, CompactOptions, CompactReport, Compactor};
 use crate::disk::error::DiskError;
@@ -47,5 +47,16 @@ impl Disk {
             CompactFault::Cancelled => ToolError::Cancelled,
             CompactFault::Disk(cause) => about(cause),
         })
+    }
+}
+
+impl LiveDisk {
+    /// As [`Disk::compact`]. A save waits until it is done, or cancelled.
+    ///
+    /// # Errors
+    /// As [`Disk::compact`].
+    pub fn compact(&self, options: &CompactOptions, progress: &dyn Progress, cancel: &Cancel) -> Result<CompactReport, ToolError> {
+        let done = self.without_switches(|disk| disk.compact(options, progress, cancel));
+        done.map_err(|cause| ToolError::Disk { path: Default::default(), cause })?
     }
 }

@@ -46,6 +46,14 @@ pub enum ToolError {
         #[source]
         cause: StorageError,
     },
+    /// A repair would have made something worse, so nothing was written.
+    #[error("{}: nothing was repaired: {why}", path.display())]
+    NotBetter {
+        /// The disk.
+        path: PathBuf,
+        /// What would have been worse.
+        why: &'static str,
+    },
     /// A child's parent locator cannot be rewritten.
     #[error("{}: {cause}", path.display())]
     Relink {
@@ -84,6 +92,7 @@ impl ToolError {
             Self::Create { cause, .. } => cause.kind(),
             Self::Disk { cause, .. } => cause.kind(),
             Self::Storage { cause, .. } => cause.kind(),
+            Self::NotBetter { .. } => ErrorKind::Damaged,
             Self::Relink { cause, .. } => cause.kind(),
             Self::Refused { .. } => ErrorKind::InvalidInput,
             Self::Children { .. } => ErrorKind::InUse,

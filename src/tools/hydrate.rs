@@ -80,6 +80,7 @@ impl Disk {
     pub fn hydrate(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Hydrated, ToolError> {
         let Some(mut run) = Run::new(self, progress, cancel)? else { return Ok(Hydrated::default()) };
         let _alone = run.writer.overhaul.lock();
+        run.writer.stop_riding().map_err(|cause| ToolError::Disk { path: run.path.clone(), cause })?;
         run.hydrate()?;
         Ok(run.done)
     }
@@ -109,6 +110,7 @@ impl Disk {
     pub fn flatten(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Hydrated, ToolError> {
         let Some(mut run) = Run::new(self, progress, cancel)? else { return Ok(Hydrated::default()) };
         let _alone = run.writer.overhaul.lock();
+        run.writer.stop_riding().map_err(|cause| ToolError::Disk { path: run.path.clone(), cause })?;
         run.hydrate()?;
         run.writer.switch(Link::Whole);
         if let Err(e) = run.cut() {

@@ -23,7 +23,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 mod fresh;
-mod known;
+pub(super) mod known;
 
 pub use fresh::merge_to;
 

@@ -78,7 +78,7 @@ fn a_merge_that_is_cut_off_leaves_the_child_valid_and_can_go_on() {
             }
         });
         println!("merge {base_size} <- {child_size}: {states} crash images, {resumed} resumed, {finished} finished");
-        assert!(states > 100 && finished > 2 && resumed > 20);
+        assert!(states > 60 && finished > 2 && resumed > 14);
     }
 }
 

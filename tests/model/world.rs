@@ -3,6 +3,7 @@
 use crate::cow::CowStorage;
 use crate::ops::{Kind, Op, Rng};
 use crate::plain::{Layer, Own, PIECE, differ};
+use diffdisk::format::Fault;
 use diffdisk::storage::Storage;
 use diffdisk::{Cancel, CompactOptions, CreateOptions, Disk, ErrorKind, ExtentKind, NoProgress, OpenOptions};
 use std::sync::Arc;
@@ -230,7 +231,7 @@ impl World {
     fn clean(&self, errors: &[diffdisk::Finding]) -> Step {
         match errors.first() {
             None => Ok(()),
-            Some(f) => Err(format!("check: layer {}: {} at {}: {}", f.layer, f.structure, f.at, f.message)),
+            Some(f) => Err(format!("check: layer {}: {f}", f.layer)),
         }
     }
 
@@ -355,13 +356,13 @@ impl World {
         let check = self.disk().check().map_err(say("check"))?;
         self.clean(&check.errors)?;
         // Blocks of 1 MiB fit everywhere, so no MiB may be unowned.
-        let leak = check.warnings.iter().find(|warning| warning.layer == 0 && warning.message.contains("belong to nothing"));
+        let leak = check.notes.iter().find(|note| note.layer == 0 && matches!(note.fault, Fault::Leaked { .. } | Fault::LeakedTail { .. }));
         if let Some(leak) = leak
             && block == MIB
             && !report.is_fixed
             && !op.b.is_multiple_of(7)
         {
-            return Err(format!("compact: {} in {} MiB after {report:?}", leak.message, report.file_after / MIB));
+            return Err(format!("compact: {} in {} MiB after {report:?}", leak.fault, report.file_after / MIB));
         }
         self.look(op.a.is_multiple_of(3), true)
     }

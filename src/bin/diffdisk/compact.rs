@@ -6,7 +6,7 @@ use crate::error::{About, CliError};
 use diffdisk::{CompactOptions, CompactReport, Disk, ErrorKind, ToolError};
 use serde_json::json;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Make the file of a disk smaller, in place; what the disk shows stays the same.
 ///
@@ -49,8 +49,13 @@ pub fn run(args: &CompactArgs, ctx: &Context) -> Result<(), CliError> {
         Err(e) => return Err(e.into()),
     };
     disk.close().about(&args.file)?;
+    answer(&args.file, &report, ctx)
+}
+
+/// Prints what was done to a file.
+pub fn answer(file: &Path, report: &CompactReport, ctx: &Context) -> Result<(), CliError> {
     let value = json!({
-        "file": args.file.to_string_lossy(),
+        "file": file.to_string_lossy(),
         "apparent_before": report.file_before,
         "apparent": report.file_after,
         "allocated_before": report.allocated_before,
@@ -65,14 +70,14 @@ pub fn run(args: &CompactArgs, ctx: &Context) -> Result<(), CliError> {
         "holes": report.has_holes,
         "fixed": report.is_fixed,
     });
-    ctx.emit(&value, |out| tell(out, args, &report))
+    ctx.emit(&value, |out| tell(out, file, report))
 }
 
-fn tell(out: &mut dyn Write, args: &CompactArgs, report: &CompactReport) -> io::Result<()> {
+fn tell(out: &mut dyn Write, file: &Path, report: &CompactReport) -> io::Result<()> {
     writeln!(
         out,
         "{}: {} bytes long (was {}), {} allocated (was {})",
-        args.file.display(),
+        file.display(),
         report.file_after,
         report.file_before,
         report.allocated_after,

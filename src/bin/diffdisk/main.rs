@@ -31,6 +31,7 @@ mod map;
 mod merge;
 mod rebase;
 mod relink;
+mod resize;
 mod serve;
 mod shell;
 mod table;
@@ -66,6 +67,7 @@ enum Verb {
     Compact(compact::CompactArgs),
     Diff(diff::DiffArgs),
     Relink(relink::RelinkArgs),
+    Resize(resize::ResizeArgs),
     Merge(merge::MergeArgs),
     Hydrate(merge::HydrateArgs),
     Flatten(merge::FlattenArgs),
@@ -99,6 +101,7 @@ impl Verb {
             Self::Clone(verb) => verb.run(ctx),
             Self::Demo(args) => demo::show(args, ctx),
             Self::Relink(args) => relink::run(args, ctx),
+            Self::Resize(args) => resize::run(args, ctx),
             Self::Merge(args) => merge::run(args, ctx),
             Self::Hydrate(args) => merge::run_hydrate(args, ctx),
             Self::Flatten(args) => merge::run_flatten(args, ctx),

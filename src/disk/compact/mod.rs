@@ -150,6 +150,7 @@ impl<'a> Compactor<'a> {
         // Where the link was cut, a block that is not present reads as zeros. Nobody cuts it while we are at work.
         self.backing = self.backing.filter(|_| writer.layer.shows_parent());
         writer.check_latch()?;
+        writer.stop_riding()?;
         let file = &*writer.layer.file;
         self.report.file_before = storage::len(file)?;
         self.report.allocated_before = self.allocated();

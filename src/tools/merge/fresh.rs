@@ -52,7 +52,7 @@ pub fn merge_to(
     let disk = Disk::open(child, &options.open()).about(child)?;
     let line = Line::of(&disk, child, ancestor)?;
     let (volume, name) = place(new)?;
-    let spot = Spot { volume: &volume, name: &name, path: new, overwrite: false };
+    let spot = Spot { volume: &volume, name: &name, path: new, overwrite: false, durable: true };
     let job = Job { disk: &disk, depth: line.ancestor, new, progress, cancel };
     let (_, (bytes, data_write_guid)) = make_whole(spot, |file| {
         let draft = Draft(Arc::clone(file));

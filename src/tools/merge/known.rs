@@ -14,15 +14,15 @@ use std::path::{Path, PathBuf};
 
 /// What was found.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(in crate::tools) struct Known {
     /// Files that stand on a layer that is going to change and are not part of the run.
-    pub(super) siblings: Vec<PathBuf>,
+    pub(in crate::tools) siblings: Vec<PathBuf>,
     /// Files that stand on the leaf.
-    pub(super) grandchildren: Vec<PathBuf>,
+    pub(in crate::tools) grandchildren: Vec<PathBuf>,
 }
 
 /// Looks for files that stand on the layers at `run` (leaf first, the ancestor last) of an open chain.
-pub(super) fn look(disk: &Disk, run: &[PathBuf], told: &[PathBuf]) -> Known {
+pub(in crate::tools) fn look(disk: &Disk, run: &[PathBuf], told: &[PathBuf]) -> Known {
     let part: BTreeSet<(u64, u64)> = disk.layers().map(|layer| key(layer.original.id())).collect();
     let identities: Vec<DataWriteGuid> = disk.layers().take(run.len()).map(|layer| layer.header.data_write).collect();
     let mut known = Known::default();
