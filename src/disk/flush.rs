@@ -257,3 +257,6 @@ impl Writer {
         Ok(())
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

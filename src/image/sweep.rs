@@ -175,8 +175,7 @@ impl Store {
     fn sweep_sidecar(&self, sidecar: &Path, sweep: &mut Sweep) -> Result<(), StoreError> {
         let leaf = sidecar.with_extension("");
         let Ok(Some(record)) = files::read_if_there::<Record>(sidecar) else {
-            sweep.left(sidecar, "it is not a sidecar of ours, or it is spoiled; `clone repair` writes it again if the clone is known");
-            return Ok(());
+            return self.sweep_spoiled(sidecar, &leaf, sweep);
         };
         if record.store != self.id() {
             return Ok(());
@@ -209,6 +208,8 @@ impl Store {
             sweep.left(&leaf, "the clone's file is gone and its savepoints are there; revert to one of them, or remove the clone");
             return Ok(());
         }
+        // As in `CloneDisk::remove`: the disk must be gone for good before what it stands on goes.
+        files::sync_dir(clone.dir(), Durability::Durable)?;
         for savepoint in &record.savepoints {
             files::remove(&clone.dir().join(&savepoint.file))?;
         }
@@ -222,6 +223,24 @@ impl Store {
 }
 
 impl Store {
+    /// A sidecar that says nothing. It is written without a sync when a clone is made, so a power cut may leave its name and not its
+    /// content. Where the store's record says whose it is and there is no disk, the clone was never made.
+    fn sweep_spoiled(&self, sidecar: &Path, leaf: &Path, sweep: &mut Sweep) -> Result<(), StoreError> {
+        let ours = self.records()?.into_iter().find(|record| record.path == leaf);
+        if let Some(record) = ours
+            && !files::exists(leaf)?
+            && !record.savepoints.iter().any(|savepoint| leaf.with_file_name(&savepoint.file).exists())
+            && let Some(Some(held)) = unless_in_use(Held::take_now(sidecar))?
+        {
+            held.remove()?;
+            files::remove(&self.record_path(record.id))?;
+            sweep.did(leaf, "the clone was never finished; what was left of it was removed");
+            return Ok(());
+        }
+        sweep.left(sidecar, "it is not a sidecar of ours, or it is spoiled; `clone repair` writes it again if the clone is known");
+        Ok(())
+    }
+
     /// Whether the clone with this sidecar is there, known, and nothing is pending.
     fn is_in_order(&self, record: &Record, leaf: &Path) -> Result<bool, StoreError> {
         let stored = files::read_if_there::<Record>(&self.record_path(record.id))?;

@@ -7,6 +7,7 @@
 
 use super::dirty::DirtyFlag;
 use super::pages::PageMap;
+use super::words::{WORDS, Words};
 use crate::format::{BitmapState, Fault, FormatError, PayloadState};
 use crate::geometry::{BatRole, Geometry};
 use crate::kind::Structure;
@@ -17,7 +18,7 @@ use crate::units::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB, PAGE, PAGE
 /// Pages that a walk reads at a time.
 const WALK_PAGES: u64 = 32;
 /// Entries in a page.
-pub(crate) const ENTRIES: u32 = 512;
+pub(crate) const ENTRIES: u32 = WORDS as u32;
 
 /// Looking up a mapping failed: the file lies, or does not answer.
 ///
@@ -45,7 +46,7 @@ impl From<StorageError> for MapError {
 
 /// 512 entries.
 pub(crate) struct BatPage {
-    words: [AtomicU64; ENTRIES as usize],
+    words: Words,
     suspect: bool,
     pub(crate) dirty: DirtyFlag,
 }
@@ -53,25 +54,8 @@ pub(crate) struct BatPage {
 impl BatPage {
     /// The bytes as they go to the file.
     pub(crate) fn image(&self) -> Box<[u8; PAGE_LEN]> {
-        words_image(&self.words)
+        self.words.image()
     }
-}
-
-/// Copies atomic words into a page image.
-pub(crate) fn words_image(words: &[AtomicU64; ENTRIES as usize]) -> Box<[u8; PAGE_LEN]> {
-    let mut image = Box::new([0; PAGE_LEN]);
-    for (bytes, word) in image.chunks_exact_mut(8).zip(words) {
-        bytes.copy_from_slice(&word.load(Ordering::Acquire).to_le_bytes());
-    }
-    image
-}
-
-/// The atomic words of a page image.
-pub(crate) fn image_words(image: &[u8; PAGE_LEN]) -> [AtomicU64; ENTRIES as usize] {
-    std::array::from_fn(|i| {
-        let bytes = image[i * 8..i * 8 + 8].try_into().expect("eight bytes");
-        AtomicU64::new(u64::from_le_bytes(bytes))
-    })
 }
 
 /// Which parts of the file blocks must keep off, and how long the file is: what an entry is checked against.
@@ -146,10 +130,9 @@ impl BatTable {
         self.pages.get_or_load(page, || {
             let mut image = Box::new([0; PAGE_LEN]);
             storage::read_zero_extended(file, &mut image[..], self.page_home(page).get())?;
-            let words = image_words(&image);
+            let words = Words::new(&image);
             let first = page * u64::from(ENTRIES);
-            let suspect = words.iter().zip(first..).any(|(word, index)| {
-                let word = word.load(Ordering::Relaxed);
+            let suspect = words.iter(Ordering::Relaxed).zip(first..).any(|(word, index)| {
                 word != 0 && index < self.entries && self.fault(BatIndex::new(index as u32), word).is_some()
             });
             Ok(BatPage { words, suspect, dirty: DirtyFlag::new() })
@@ -183,7 +166,7 @@ impl BatTable {
     pub(crate) fn load(&self, index: BatIndex, file: &dyn Storage) -> Result<u64, MapError> {
         let page = self.page(Self::page_of(index), file)?;
         // Acquire pairs with the Release of `store`: whoever sees an entry sees the payload and the bits behind it.
-        let word = page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire);
+        let word = page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire);
         if page.suspect {
             self.refuse_bad(index, word)?;
         }
@@ -206,7 +189,7 @@ impl BatTable {
         if let Some(page) = self.pages.get(Self::page_of(index))
             && !page.suspect
             // Acquire as in `load`.
-            && let Ok(state) = PayloadState::decode(page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire))
+            && let Ok(state) = PayloadState::decode(page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire))
         {
             return Ok(state);
         }
@@ -237,7 +220,7 @@ impl BatTable {
     /// the page dirty afterwards. The page must have been loaded by a look-up before.
     pub(crate) fn store(&self, index: BatIndex, word: u64) -> &BatPage {
         let page = self.pages.get(Self::page_of(index)).expect("an entry is looked up before it is changed");
-        page.words[(index.get() % ENTRIES) as usize].store(word, Ordering::Release);
+        page.words.store((index.get() % ENTRIES) as usize, word, Ordering::Release);
         page
     }
 
@@ -258,8 +241,8 @@ impl BatTable {
         };
         while page < pages {
             if let Some(loaded) = self.pages.get(page) {
-                for (place, word) in loaded.words.iter().enumerate() {
-                    each_word(page, place, word.load(Ordering::Acquire))?;
+                for (place, word) in loaded.words.iter(Ordering::Acquire).enumerate() {
+                    each_word(page, place, word)?;
                 }
                 page += 1;
                 continue;
