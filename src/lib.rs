@@ -49,20 +49,26 @@ pub mod units;
 
 pub use chain::{
     ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, HostExtent, LayerInfo, LinkProof,
-    MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, WriteToken,
+    LiveDisk, LiveExtents, MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, SwitchError, Switched,
+    WriteToken,
 };
 pub use disk::check::{CheckReport, Finding};
 pub use disk::error::DiskError;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 #[cfg(feature = "store")]
 pub use image::{
-    Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, IfExists, Image, ImageOptions, ImageRef, Manifest, Origin,
-    Problem, Pruned, Repaired, ResetOptions, Savepoint, Source, SourceInfo, Step, StepCost, Store, StoreError, Sweep, Swept, Timestamp,
-    Verified,
+    Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, Dropped, IfExists, Image, ImageOptions, ImageRef, LiveClone,
+    Manifest, Origin, Problem, Pruned, Repaired, ResetOptions, Saved, Savepoint, Source, SourceInfo, Step, StepCost, Store, StoreError,
+    Sweep, Swept, Timestamp, Verified, relink_proven,
 };
+#[cfg(all(feature = "store", unix))]
+pub use image::{Control, ControlStopper};
 pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
-pub use tools::ToolError;
+pub use tools::{
+    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, RebaseOptions, Rebased, ToolError, compare,
+    convert, convert_on, copy_out, diff, is_zero, rebase, rebase_on, walk,
+};
 
 /// The examples of the agents' guide are compiled and run with the others.
 #[cfg(doctest)]

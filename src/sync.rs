@@ -17,10 +17,10 @@ pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock};
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::sync::OnceLock;
 #[cfg(not(any(loom, shuttle)))]
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
 
 #[cfg(any(loom, shuttle))]
-pub(crate) use checked::{AtomicBool, AtomicU64, AtomicUsize, Mutex, MutexGuard, OnceLock, RwLock};
+pub(crate) use checked::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, MutexGuard, OnceLock, RwLock};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::fence;
@@ -36,7 +36,7 @@ pub(crate) mod process {
     pub(crate) use parking_lot::Mutex;
     #[cfg(feature = "sim")]
     pub(crate) use std::sync::OnceLock;
-    pub(crate) use std::sync::atomic::{AtomicU8, AtomicU64};
+    pub(crate) use std::sync::atomic::AtomicU64;
 }
 
 /// A small number of the calling thread: threads that work at the same time should have different ones.

@@ -265,7 +265,7 @@ fn map_names_file_and_place() {
     assert_eq!(place.json("map child.vhdx --offset 20M"), json!([]));
     place.ok("trim child.vhdx --offset 12M --length 1M");
     assert_eq!(place.json("map child.vhdx --offset 12M --length 1M")[0]["kind"], "zero");
-    assert_eq!(place.ok("map child.vhdx --offset 13M --length 4K").lines().count(), 2);
+    assert_eq!(place.ok("map child.vhdx --offset 13M --length 4K").lines().count(), 4);
 }
 
 #[test]
@@ -372,7 +372,10 @@ fn convert_goes_both_ways_and_keeps_holes() {
     place.chain();
     let content = content_of_child();
     let flat = place.json("convert child.vhdx flat.img");
-    assert_eq!(keys(&flat), ["allocated", "destination", "from", "source", "source_size", "to", "virtual_size", "written"]);
+    assert_eq!(
+        keys(&flat),
+        ["allocated", "destination", "from", "parent", "source", "source_size", "to", "virtual_size", "written", "zeroed"]
+    );
     assert_eq!((&flat["from"], &flat["to"], &flat["virtual_size"]), (&json!("vhdx"), &json!("raw"), &json!(20 << 20)));
     assert_eq!(std::fs::read(place.path("flat.img")).expect("the file"), content);
     for (to, kind) in [("vhdx", "dynamic"), ("vhdx-fixed", "fixed")] {
@@ -407,6 +410,80 @@ fn formats_are_declared_not_probed() {
     place.ok("compare disk.img base.vhdx --a-format vhdx");
     assert_eq!(place.run("compare disk.img base.vhdx").status.code(), Some(6));
     place.ok("compare base.vhdx disk.img --from raw --b-format raw");
+}
+
+#[test]
+fn convert_makes_children_and_feeds_pipes() {
+    let place = Place::new();
+    place.chain();
+    let mut content = content_of_child();
+    place.ok("convert child.vhdx flat.vhdx");
+    content[3 << 20..5 << 20].fill(0);
+    content[7_000_000] ^= 1;
+    std::fs::write(place.path("later.img"), &content).expect("a file");
+    let made = place.json("convert later.img later.vhdx --parent flat.vhdx");
+    assert_eq!((&made["parent"], &made["to"]), (&json!("flat.vhdx"), &json!("vhdx")));
+    assert_eq!(made["written"], 4096);
+    assert_eq!(place.json("info later.vhdx")["type"], "differencing");
+    assert!(place.ok("digest later.vhdx").starts_with(&sha256(&content)));
+    place.ok("compare later.img later.vhdx");
+    assert_eq!(place.run("convert later.vhdx -").stdout, content);
+    assert_eq!(place.run("convert later.img -").stdout, content);
+    place.fails(2, "convert later.img - --json");
+    place.fails(2, "convert later.img a.img --parent flat.vhdx");
+    place.fails(3, "convert later.img a.vhdx --parent nowhere.vhdx");
+    place.fails(2, "convert later.img a.vhdx --parent flat.vhdx --sector 4096");
+    place.fails(2, "convert later.img flat.vhdx --parent flat.vhdx --force");
+    assert!(!place.path("a.vhdx").exists());
+}
+
+#[test]
+fn changes_are_listed_and_exported_and_children_rebased() {
+    let place = Place::new();
+    place.chain();
+    let content = content_of_child();
+    place.ok("convert base.vhdx app.vhdx");
+    let found = place.json("diff base.vhdx child.vhdx");
+    assert_eq!(keys(&found), ["a", "b", "changed", "extents", "granularity"]);
+    let extents = found["extents"].as_array().expect("a list");
+    assert!(!extents.is_empty() && keys(&extents[0]) == ["kind", "length", "start"], "{found}");
+    let changed: u64 = extents.iter().map(|extent| extent["length"].as_u64().expect("a number")).sum();
+    assert_eq!(found["changed"], changed);
+    assert_eq!(place.json("diff child.vhdx child.vhdx")["extents"], json!([]));
+    assert_eq!(place.json("diff app.vhdx base.vhdx --by-allocation")["b"]["file"], "base.vhdx");
+    place.fails(2, "diff base.vhdx child.vhdx --granularity 1000");
+
+    // Sent as a file to where a copy of the base is: read through there, it is the child.
+    let made = place.json("diff base.vhdx child.vhdx --export delta.vhdx");
+    assert_eq!(keys(&made), ["allocated", "file", "parent", "virtual_size", "written", "zeroed"]);
+    assert!(made["written"].as_u64().expect("a number") + made["zeroed"].as_u64().expect("a number") <= changed + 8192, "{made}");
+    assert!(place.ok("digest delta.vhdx").starts_with(&sha256(&content)));
+    assert!(place.fails(5, "diff base.vhdx child.vhdx --export delta.vhdx").contains("--force"));
+    place.ok("diff base.vhdx child.vhdx --export delta.vhdx --force");
+    std::fs::write(place.path("base.img"), &content).expect("a file");
+    place.fails(2, "diff base.img child.vhdx --export a.vhdx");
+
+    // The same content under another identity: nothing meets, and nothing changes.
+    let done = place.json("rebase child.vhdx --onto app.vhdx --dry-run");
+    assert_eq!(keys(&done), ["agreed", "conflicts", "copied", "file", "inherited", "linked", "parent"]);
+    assert_eq!((&done["linked"], &done["inherited"]), (&json!(false), &json!(0)));
+    let before = place.json("info child.vhdx")["data_write_guid"].clone();
+    assert_eq!(place.json("rebase child.vhdx --onto app.vhdx")["linked"], true);
+    assert!(place.ok("digest child.vhdx").starts_with(&sha256(&content)));
+    assert_eq!(place.json("info child.vhdx")["data_write_guid"], before);
+    // A parent that changed where the child holds something.
+    place.ok("create blank.vhdx --size 20M");
+    let output = place.run("rebase child.vhdx --onto blank.vhdx --json");
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(6), String::new()));
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(!told["conflicts"].as_array().expect("a list").is_empty() && told["linked"] == false, "{told}");
+    assert!(place.ok("digest child.vhdx").starts_with(&sha256(&content)));
+    let kept = place.json("rebase child.vhdx --onto blank.vhdx --keep-content");
+    assert!(kept["copied"].as_u64().expect("a number") > 0 && kept["linked"] == true, "{kept}");
+    assert!(place.ok("digest child.vhdx").starts_with(&sha256(&content)));
+    place.ok("check child.vhdx --chain");
+    place.fails(2, "rebase child.vhdx --onto child.vhdx");
+    place.fails(2, "rebase blank.vhdx --onto app.vhdx");
 }
 
 #[test]

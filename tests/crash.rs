@@ -227,7 +227,15 @@ fn a_dead_sector_of_the_log_keeps_nobody_out() {
     let fixtures = Fixtures::new(7);
     let fixture = fixtures.of(Kind::Wide);
     let scatter = Op::Scatter { at: 0, stride: 520 * MIB, count: 12 };
-    let script = Script { kind: Kind::Wide, log_start: 0, name: String::new(), ops: vec![scatter, Op::Flush], interesting: 0, piece: 512 };
+    let script = Script {
+        kind: Kind::Wide,
+        log_start: 0,
+        name: String::new(),
+        ops: vec![scatter, Op::Flush],
+        interesting: 0,
+        piece: 512,
+        durable: true,
+    };
     let (run, trace, _) = campaign::perform(fixture, &script).expect("the script runs without a crash");
     let mut walk = CrashWalk::new(&trace, check::options_for(&run, script.piece));
     let in_payload = |event: &Event| matches!(event, Event::SyncEnd { site: SyncSite::Payload, .. });

@@ -288,3 +288,41 @@ fn a_rewrite_is_one_write_and_allocates_nothing() {
         assert_eq!((calls, file.reads(), base.reads()), (0, 0, 1), "the parent answers");
     }
 }
+
+#[test]
+fn hot_calls_cost_one_call_and_no_memory_at_any_depth() {
+    for depth in [1, 2, 8, 32] {
+        let files = {
+            let mut files = deep();
+            files.drain(..32 - depth);
+            files
+        };
+        let open = || {
+            let parents = files[1..].iter().map(stored).collect();
+            Disk::open_on(stored(&files[0]), parents, &OpenOptions::new().writable(true)).unwrap()
+        };
+        let disk = open();
+        let data = [7; 4096];
+        let mut buf = [0; 4096];
+        // Even pages are the leaf's, odd ones the base's.
+        for page in (0..512).step_by(2) {
+            disk.write_at(&data, page * 4096).unwrap();
+        }
+        disk.flush().unwrap();
+        for page in 0..512 {
+            disk.read_at(&mut buf, page * 4096).unwrap();
+        }
+        files.iter().for_each(|f| f.reset());
+        let counted = || files.iter().fold((0, 0), |(r, w), file| (r + file.reads(), w + file.writes()));
+        for i in 0..512_u64 {
+            let page = i * 37 % 512;
+            let ((), calls, _) = measured(|| disk.read_at(&mut buf, page * 4096).unwrap());
+            assert_eq!((counted(), calls), ((1, 0), 0), "a read of page {page} at depth {depth}");
+            assert_eq!(buf[0], if page % 2 == 0 { 7 } else { 0xA0 });
+            let own = page & !1;
+            let ((), calls, _) = measured(|| disk.write_at(&data, own * 4096).unwrap());
+            assert_eq!((counted(), calls), ((0, 1), 0), "a rewrite of page {own} at depth {depth}");
+        }
+        assert!(files.iter().all(|file| file.syncs().is_empty()), "nothing was synced");
+    }
+}

@@ -42,13 +42,22 @@ fn every_row_gets_its_verdict() {
     head::negative_vectors(&mut table);
     let rows: BTreeSet<u32> = table.cases.iter().map(|case| case.row).filter(|&row| row > 0).collect();
     let mut failures = Vec::new();
+    let mut most = (0, std::time::Duration::ZERO);
     for case in &table.cases {
-        if let Err(text) = table::judge(case) {
-            failures.push(format!("row {}: {}: {text}", case.row, case.name));
+        match table::judge(case) {
+            Ok((memory, took)) => most = (most.0.max(memory), most.1.max(took)),
+            Err(text) => failures.push(format!("row {}: {}: {text}", case.row, case.name)),
         }
     }
     drop(quiet);
-    loud::loud(&format!("hostile: {} files over {} rows, {} wrong answers", table.cases.len(), rows.len(), failures.len()));
+    loud::loud(&format!(
+        "hostile: {} files over {} rows, {} wrong answers, at most {} KiB and {} ms of CPU each",
+        table.cases.len(),
+        rows.len(),
+        failures.len(),
+        most.0 >> 10,
+        most.1.as_millis()
+    ));
     assert_eq!(rows.len(), 44, "rows without a file: {:?}", (1..=44).filter(|row| !rows.contains(row)).collect::<Vec<_>>());
     assert!(failures.is_empty(), "{} of {} cases:\n{}", failures.len(), table.cases.len(), failures.join("\n"));
 }

@@ -73,11 +73,9 @@ fn a_day_of_a_developer() {
     assert_eq!(first(&clone, 1), [9]);
     clone.revert("ten").unwrap();
     assert_eq!(first(&clone, 1), [10]);
-    assert_eq!(clone.drop_savepoint("ten").unwrap_err().kind(), ErrorKind::InUse, "the clone stands on it");
-    assert_eq!(clone.drop_savepoint("nine").unwrap_err().kind(), ErrorKind::InUse, "a savepoint stands on it");
     clone.revert("nine").unwrap();
     clone.drop_savepoint("ten").unwrap();
-    assert_eq!(names(&clone), ["nine"]);
+    assert_eq!((names(&clone), first(&clone, 1)), (vec!["nine".to_owned()], vec![9]));
     assert_eq!(clone.save("nine").unwrap_err().kind(), ErrorKind::AlreadyExists);
     assert_eq!(clone.revert("no").unwrap_err().kind(), ErrorKind::NotFound);
 

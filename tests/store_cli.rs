@@ -226,6 +226,41 @@ fn relink_wants_a_proof() {
 }
 
 #[test]
+fn a_copy_with_another_identity_is_proven_by_digests() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("image create other db.img");
+    place.ok("create a.vhdx --parent images/app/1.vhdx");
+    place.write("a.vhdx", b"my");
+    // The image came back from a backup of its bytes: same content, other blocks, other identity.
+    place.ok("convert images/app/1.vhdx raw.img");
+    place.ok("convert raw.img copy.vhdx --block-size 4M");
+    place.ok("convert raw.img changed.vhdx");
+    let mut child = place.command("write changed.vhdx --offset 3M").stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"x").unwrap();
+    assert!(child.wait().unwrap().success());
+    place.fails(6, "relink a.vhdx --parent copy.vhdx");
+    assert!(place.fails(2, "relink a.vhdx --parent copy.vhdx --manifest images/other/1.json").contains("made over"));
+    assert!(place.fails(6, "relink a.vhdx --parent changed.vhdx --manifest images/app/1.json").contains("block 3"));
+    place.fails(6, "relink a.vhdx --parent changed.vhdx --from-store images");
+    place.fails(3, "relink a.vhdx --parent copy.vhdx --manifest images/app/2.json");
+    place.fails(3, "relink a.vhdx --parent copy.vhdx --from-store nowhere");
+    place.fails(2, "relink copy.vhdx --parent copy.vhdx --manifest images/app/1.json");
+    let before = place.json("info a.vhdx");
+    let linked = place.json("relink a.vhdx --parent copy.vhdx --manifest images/app/1.json");
+    assert_eq!(keys(&linked), ["file", "parent", "verified"]);
+    assert_eq!(linked["verified"]["blocks"], 1);
+    let after = place.json("info a.vhdx");
+    assert_eq!(before["data_write_guid"], after["data_write_guid"]);
+    assert_eq!(after["parent"]["linkage"], place.json("info copy.vhdx")["data_write_guid"]);
+    assert_eq!(place.read("a.vhdx"), "mye image");
+    place.ok("create b.vhdx --parent images/app/1.vhdx");
+    assert_eq!(place.json("relink b.vhdx --parent copy.vhdx --from-store images")["verified"]["blocks"], 1);
+    assert_eq!(place.read("b.vhdx"), "the image");
+    place.ok("check b.vhdx --chain");
+}
+
+#[test]
 fn ctrl_c_while_an_image_is_made_leaves_nothing() {
     let place = Place::new();
     let mut child =

@@ -422,7 +422,46 @@ fn every_act_is_done_or_not_done() {
         states += tried;
         broken.extend(violation);
     }
-    loud(&format!("store crash: {} acts, {states} states, {} violations, {:.0} s", ACTS.len(), broken.len(), began.elapsed().as_secs_f64()));
+    loud(&format!(
+        "store crash: {} acts, {states} states, {} violations, {:.0} s",
+        ACTS.len(),
+        broken.len(),
+        began.elapsed().as_secs_f64()
+    ));
     assert!(states > if only.is_some() { 12 } else { 12 * ACTS.len() }, "almost nothing was tried");
     assert!(broken.is_empty(), "{}", broken.join("\n\n"));
+}
+
+/// Every sync of every act, left out once: does anybody notice? Those that nobody misses are printed, with what they harden; a sync is
+/// needless, or the checker is blind to what it is for. Part of the deep stage, because it takes minutes.
+#[test]
+fn every_sync_is_missed_when_it_does_nothing() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    if std::env::var_os("DIFFDISK_STORE_CRASH_SENSITIVITY").is_none() {
+        return loud("store sensitivity: skipped: DIFFDISK_STORE_CRASH_SENSITIVITY is not set");
+    }
+    if !may_trace() {
+        return;
+    }
+    let (began, mut syncs, mut states, mut silent) = (Instant::now(), 0, 0, Vec::new());
+    for act in ACTS {
+        let recorded = record(act);
+        let paths = recorded.events.iter().filter_map(|event| match event {
+            Event::Sync { path, .. } => Some(path.clone()),
+            _ => None,
+        });
+        for (number, path) in paths.enumerate() {
+            let (tried, violation) = quietly(|| try_states(act, &recorded, Some(number), most()));
+            (syncs, states) = (syncs + 1, states + tried);
+            let line = violation.as_ref().and_then(|text| text.lines().next()).unwrap_or("NOT NOTICED");
+            println!("{act}: sync {number} of {path:?}: {}", line.chars().take(140).collect::<String>());
+            silent.extend(violation.is_none().then(|| format!("{act}: sync {number} of {path}")));
+        }
+    }
+    loud(&format!(
+        "store sensitivity: {} of {syncs} syncs missed when they do nothing, {states} states, {:.0} s; not missed: {silent:?}",
+        syncs - silent.len(),
+        began.elapsed().as_secs_f64()
+    ));
+    assert!(silent.len() * 2 < syncs, "most syncs are needless, or the checker is blind");
 }

@@ -103,9 +103,10 @@ fn unsafe_and_locks_have_one_address() {
     for (name, text) in all_sources() {
         for (line, code) in code_lines(&text) {
             // The second address registers the SQLite VFS: `docs/design/0006-sqlite-vfs.md`.
-            let may = ["storage/map.rs", "sqlite/register.rs"].contains(&name.as_str());
+            // The third catches what reading a mapping may raise: `docs/design/0021-mapped-ancestors.md`.
+            let may = ["storage/map.rs", "storage/guard.rs", "sqlite/register.rs"].contains(&name.as_str());
             if !may && (code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl")) {
-                writeln!(wrong, "{name}:{line}: unsafe outside of its two addresses").expect("strings take text");
+                writeln!(wrong, "{name}:{line}: unsafe outside of its three addresses").expect("strings take text");
             }
             if name != "sync.rs" && code.contains("parking_lot::") {
                 writeln!(wrong, "{name}:{line}: a lock that does not come from sync.rs").expect("strings take text");

@@ -5,54 +5,23 @@
 //! several times slower on common processors: unaligned buffers would drown every other effect. Everything lies on a memory file
 //! system where there is one, so that what is measured is the engine's own work and not a device.
 
+mod ground;
+
+pub use ground::{Buffer, PAGE};
+
 use diffdisk::{CreateOptions, Disk, OpenOptions};
+use ground::scratch_dir;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use tempfile::TempDir;
 
-/// The unit of most measurements.
-pub const PAGE: usize = 4096;
 /// Size of the populated disk: well beyond what a processor caches.
 pub const SIZE: u64 = 256 << 20;
 /// The deepest chain.
 pub const MAX_DEPTH: usize = 32;
 /// Positions in a stream before it repeats, and pages that the warm child holds itself.
 const STREAM: usize = 8192;
-
-/// A buffer that starts on a page.
-pub struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl Buffer {
-    pub fn new(len: usize) -> Self {
-        let mut bytes = vec![0; len + PAGE];
-        let start = bytes.as_ptr().align_offset(PAGE);
-        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-        for byte in &mut bytes {
-            state = next_random(state);
-            *byte = state as u8;
-        }
-        Self { bytes, start, len }
-    }
-
-    pub fn get(&self) -> &[u8] {
-        &self.bytes[self.start..self.start + self.len]
-    }
-
-    pub fn get_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.len]
-    }
-}
-
-fn next_random(mut state: u64) -> u64 {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^ (state << 17)
-}
 
 /// Positions in random order, drawn before the clock starts. No page comes twice before all of the stream was handed out.
 pub struct Places {
@@ -148,15 +117,4 @@ fn new_file(path: PathBuf) -> File {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path).expect("a plain file is created");
     file.set_len(SIZE).expect("a plain file is sized");
     file
-}
-
-/// `DIFFDISK_BENCH_DIR`, a memory file system, or the usual place for temporary files, in this order.
-fn scratch_dir() -> TempDir {
-    let chosen = std::env::var_os("DIFFDISK_BENCH_DIR").map(PathBuf::from);
-    let memory = PathBuf::from("/dev/shm");
-    match chosen.or_else(|| memory.is_dir().then_some(memory)) {
-        Some(dir) => tempfile::tempdir_in(dir),
-        None => tempfile::tempdir(),
-    }
-    .expect("a directory for the measurements")
 }

@@ -1,9 +1,10 @@
 //! The read-only layers under a disk, shared by everybody in the process who stands on them.
 //!
 //! An [`Ancestor`] is one sealed layer and everything below it. It never changes while it is open (its file is locked against
-//! writers), so all clones of one image share its file handle, its BAT and bitmap pages, and its *hop index*: one byte for
-//! every block, saying how many levels down the first layer is that holds anything of that block. The byte is found by walking
-//! once and never forgotten; from then on a chain of 32 costs what a chain of 2 does.
+//! writers), so all clones of one image share its file handle, its BAT and bitmap pages, and its *hop index*: one word for
+//! every block, saying how many levels down the first layer is that holds anything of that block and, where that layer holds all
+//! of it, where in its file. The word is found by walking once and never forgotten; from then on a chain of 32 costs what a chain
+//! of 2 does, and most reads ask nobody but the index.
 //!
 //! A shorter layer hides what lies below it: past its end the disk is zeros, whatever a grandparent holds there.
 
@@ -12,18 +13,24 @@ use crate::format::PayloadState;
 use crate::mapping::bat::MapError;
 use crate::mapping::pages::PageMap;
 use crate::storage::{self, StorageId};
-use crate::sync::process::{AtomicU8, Mutex};
+use crate::sync::process::{AtomicU64, Mutex};
 use crate::sync::{Arc, Ordering, Weak};
-use crate::units::{FileOffset, VirtualOffset};
+use crate::units::{FileOffset, MIB, VirtualOffset};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 /// Most layers of a chain, the leaf included. Never above 255: a hop is one byte.
 pub const MAX_CHAIN_DEPTH: usize = 250;
 
-const UNKNOWN: u8 = 0;
-const NOBODY: u8 = 255;
-const PER_PAGE: usize = 4096;
+/// A word of the hop index: in its lowest byte [`UNKNOWN`], [`NOBODY`], or one more than the hop; [`WHOLE`]; above [`PLACE`], where
+/// the granule starts in the file of a layer that holds all of it, which is a whole number of MiB.
+const UNKNOWN: u64 = 0;
+const NOBODY: u64 = 255;
+const CODE: u64 = 255;
+const WHOLE: u64 = 1 << 8;
+const PLACE: u64 = !(MIB - 1);
+/// Words in a page of the index.
+const PER_PAGE: usize = 512;
 
 /// Where the bytes of a stretch are, below the leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +50,9 @@ pub(crate) struct Ancestor {
     below: Box<[Arc<Ancestor>]>,
     /// For each hop, how much of the disk is visible through it: the shortest layer on the way.
     visible: Box<[u64]>,
-    /// log2 of the smallest block size in the line: what one byte of the index covers.
+    /// log2 of the smallest block size in the line: what one word of the index covers.
     granule_shift: u32,
-    hops: PageMap<[AtomicU8; PER_PAGE]>,
+    hops: PageMap<[AtomicU64; PER_PAGE]>,
 }
 
 impl std::fmt::Debug for Ancestor {
@@ -89,9 +96,28 @@ impl Ancestor {
         &self.line
     }
 
+    /// The line below this layer, if there is one.
+    pub(crate) fn below(&self) -> Option<Arc<Ancestor>> {
+        self.below.first().cloned()
+    }
+
     /// Where the bytes from `here` on are, and for how many of at most `max` bytes that holds.
     #[inline]
     pub(crate) fn locate(&self, here: VirtualOffset, max: u64) -> Result<(Place, u64), MapError> {
+        let granule = here.get() >> self.granule_shift;
+        if let Some(page) = self.hops.get(granule / PER_PAGE as u64) {
+            let word = page[granule as usize % PER_PAGE].load(Ordering::Relaxed);
+            if word & WHOLE != 0 {
+                let size = 1 << self.granule_shift;
+                let within = here.get() & (size - 1);
+                let place = Place::Data { hop: (word & CODE) as usize - 1, at: FileOffset::new((word & PLACE) + within) };
+                return Ok((place, max.min(size - within)));
+            }
+        }
+        self.locate_by_walking(here, max)
+    }
+
+    fn locate_by_walking(&self, here: VirtualOffset, max: u64) -> Result<(Place, u64), MapError> {
         let mut node = self;
         let mut base = 0;
         let mut len = max;
@@ -130,37 +156,58 @@ impl Ancestor {
     /// How many levels down the first layer is that holds anything of the granule at `at`.
     #[inline]
     fn hop(&self, at: VirtualOffset) -> Result<Option<usize>, MapError> {
-        if self.line.len() == 1 {
-            return Ok(Some(0)); // there is nobody else to ask, so an index would only cost a look-up
-        }
         let granule = at.get() >> self.granule_shift;
         // The closure cannot fail: the page starts out knowing nothing.
-        let page = self.hops.get_or_load::<MapError>(granule / PER_PAGE as u64, || Ok([const { AtomicU8::new(UNKNOWN) }; PER_PAGE]))?;
+        let page = self.hops.get_or_load::<MapError>(granule / PER_PAGE as u64, || Ok([const { AtomicU64::new(UNKNOWN) }; PER_PAGE]))?;
         let cell = &page[granule as usize % PER_PAGE];
         // Relaxed: the value is a pure function of sealed files, so any thread that computes it computes the same.
-        match cell.load(Ordering::Relaxed) {
-            UNKNOWN => {
-                let found = self.find_hop(granule)?;
-                cell.store(found.map_or(NOBODY, |hop| hop as u8 + 1), Ordering::Relaxed);
-                Ok(found)
-            }
-            NOBODY => Ok(None),
-            hop => Ok(Some(usize::from(hop) - 1)),
+        let mut word = cell.load(Ordering::Relaxed);
+        if word == UNKNOWN {
+            word = self.find_hop(granule)?;
+            cell.store(word, Ordering::Relaxed);
         }
+        Ok(if word == NOBODY { None } else { Some((word & CODE) as usize - 1) })
     }
 
     #[cold]
-    fn find_hop(&self, granule: u64) -> Result<Option<usize>, MapError> {
+    fn find_hop(&self, granule: u64) -> Result<u64, MapError> {
         let start = VirtualOffset::new(granule << self.granule_shift);
+        let end = start.get() + (1 << self.granule_shift);
         for (hop, layer) in self.line.iter().enumerate() {
             if start.get() >= self.visible[hop] {
-                return Ok(None);
+                return Ok(NOBODY);
             }
-            if layer.payload(layer.geometry.block_of(start))? != PayloadState::NotPresent {
-                return Ok(Some(hop));
+            let code = hop as u64 + 1;
+            match layer.payload(layer.geometry.block_of(start))? {
+                PayloadState::NotPresent => {}
+                // Blocks and granules start at whole MiB, in the disk and in the file.
+                PayloadState::FullyPresent(home) if end <= self.visible[hop] => {
+                    return Ok(home.at(layer.geometry.in_block(start)).get() | WHOLE | code);
+                }
+                _ => return Ok(code),
+            }
+            // Somebody may have walked from the next layer down: a savepoint that was just made stands on a line that is warm.
+            let Some(next) = self.below.get(hop) else { continue };
+            match next.known_hop(start) {
+                UNKNOWN => {}
+                NOBODY => return Ok(NOBODY),
+                known => {
+                    let code = code + (known & CODE);
+                    // Its granules may be larger than ours, and what it sees may be hidden by a shorter layer above it.
+                    let within = start.get() & ((1 << next.granule_shift) - 1);
+                    let is_whole = known & WHOLE != 0 && end <= self.visible[code as usize - 1];
+                    return Ok(if is_whole { ((known & PLACE) + within) | WHOLE | code } else { code });
+                }
             }
         }
-        Ok(None)
+        Ok(NOBODY)
+    }
+
+    /// What the index has for the granule at `at`, as it is stored there.
+    fn known_hop(&self, at: VirtualOffset) -> u64 {
+        let granule = at.get() >> self.granule_shift;
+        let page = self.hops.get(granule / PER_PAGE as u64);
+        page.map_or(UNKNOWN, |page| page[granule as usize % PER_PAGE].load(Ordering::Relaxed))
     }
 
     /// Fills `buf` with what this line shows from `at` on.

@@ -153,7 +153,7 @@ impl Disk {
     }
 
     #[inline]
-    fn storage_of(&self, layer: usize) -> &dyn storage::Storage {
+    pub(super) fn storage_of(&self, layer: usize) -> &dyn storage::Storage {
         match (layer, &self.parents) {
             (0, _) => &*self.leaf.file,
             (_, Parents::Line(line)) => &*line.line()[layer - 1].file,
@@ -251,6 +251,15 @@ impl Disk {
         match self.range(offset, len)? {
             None => writer.check_latch(),
             Some(at) => writer.write_zeroes(&self.parents, at, len),
+        }
+    }
+
+    /// Makes a range zeros of this file's own: they stay zeros under any parent, also where the present one shows zeros as well.
+    pub(crate) fn pin_zeroes(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let writer = self.writer()?;
+        match self.range(offset, len)? {
+            None => writer.check_latch(),
+            Some(at) => writer.pin_zeroes(&self.parents, at, len),
         }
     }
 

@@ -118,6 +118,21 @@ impl Disk {
         Ok(Self::adopt_child(leaf, path.to_owned(), line)?.just_made(options))
     }
 
+    /// Lays a differencing disk over `parent`, which is open read-only, down on the empty storage of a file that is going to be
+    /// `path`, and opens it for writing.
+    pub(crate) fn lay_child(
+        storage: Arc<dyn Storage>,
+        path: &Path,
+        parent: Self,
+        parent_path: &Path,
+        options: &CreateOptions,
+    ) -> Result<Self, CreateError> {
+        let locator = locator(&directory_of(path), parent_path, parent.leaf.header.data_write)?;
+        blueprint(options, Some((&parent, locator)))?.lay_down(&*storage)?;
+        finish(&storage, options)?;
+        Ok(Self::adopt_child(storage, path.to_owned(), parent.into_line())?.just_made(options))
+    }
+
     /// Creates a fixed or dynamic disk on an empty storage of the caller and opens it for writing.
     ///
     /// # Errors
@@ -141,7 +156,7 @@ impl Disk {
         let mut below = parents.clone().into_iter();
         let nearest = below.next().ok_or(CreateError::ParentPath("no parent was given"))?;
         let parent = Self::open_on(nearest, below.collect(), &OpenOptions::new()).map_err(|e| CreateError::Parent(Box::new(e)))?;
-        let locator = ParentLocator::new(parent.leaf.header.data_write, &[("relative_path", r".\parent.vhdx")]);
+        let locator = locator_on(parent.leaf.header.data_write);
         blueprint(options, Some((&parent, locator)))?.lay_down(&*storage)?;
         finish(&storage, options)?;
         Ok(Self::open_on(storage, parents, &OpenOptions::new().writable(true))?.just_made(options))
@@ -155,6 +170,11 @@ impl Disk {
             writer.inherit_nothing();
         }
         self
+    }
+
+    /// A file that is written from now on, over a line of parents that it stands on.
+    pub(super) fn on_line(probe: Layer, line: Arc<Ancestor>, options: &OpenOptions) -> Result<Self, OpenError> {
+        Self::assemble(probe, Parents::Line(line), Access::Writable, options)
     }
 
     /// A disk that becomes the parent of a new child, as the line the child stands on.
@@ -171,6 +191,11 @@ impl Disk {
         let probe = Layer::open(leaf, Some(path))?;
         Ok(Self::assemble(probe, Parents::Line(line), Access::Writable, &OpenOptions::new())?)
     }
+}
+
+/// The locator of a child on storages of the caller: a path of the right form that leads nowhere.
+pub(super) fn locator_on(identity: DataWriteGuid) -> ParentLocator {
+    ParentLocator::new(identity, &[("relative_path", r".\parent.vhdx")])
 }
 
 fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), CreateError> {
@@ -212,9 +237,13 @@ pub(super) fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) 
     if identity.get().is_zero() {
         return Err(CreateError::ParentWithoutIdentity);
     }
-    let parent = gate::canonical(parent)?;
-    let relative = relative_locator_path(child_dir, &parent);
-    let absolute = absolute_locator_path(&parent);
+    locator_to(child_dir, &gate::canonical(parent)?, identity)
+}
+
+/// The same for a parent that may not be there yet. Both paths are absolute and without links.
+pub(super) fn locator_to(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
+    let relative = relative_locator_path(child_dir, parent);
+    let absolute = absolute_locator_path(parent);
     let mut paths = Vec::new();
     if let Some(relative) = &relative {
         paths.push(("relative_path", relative.as_str()));
@@ -228,7 +257,7 @@ pub(super) fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) 
     Ok(ParentLocator::new(identity, &paths))
 }
 
-fn blueprint(options: &CreateOptions, parent: Option<(&Disk, ParentLocator)>) -> Result<Blueprint, CreateError> {
+pub(super) fn blueprint(options: &CreateOptions, parent: Option<(&Disk, ParentLocator)>) -> Result<Blueprint, CreateError> {
     let is_child = options.kind == NewKind::Child;
     if is_child != parent.is_some() {
         let rule = "a child is created over a parent, and nothing else is";
@@ -340,15 +369,7 @@ fn open_parent(
                 continue;
             }
         };
-        let file: Arc<dyn Storage> = if mapped {
-            match MappedStorage::new(file) {
-                Ok(mapped) => Arc::new(mapped),
-                // Mapping is a matter of speed: without it the file is read.
-                Err((file, _)) => Arc::new(file),
-            }
-        } else {
-            Arc::new(file)
-        };
+        let file = as_ancestor(file, mapped);
         match Layer::open(file, Some(found.clone())) {
             Ok(layer) if step.verify(&layer, depth)? => return Ok((layer, found)),
             Ok(layer) => mismatches.push((candidate.written.clone(), layer.header.data_write)),
@@ -359,6 +380,18 @@ fn open_parent(
         return Err(mismatch(step, mismatches));
     }
     Err(broken.unwrap_or_else(|| ChainError::from_refusals(&refusals).into()))
+}
+
+/// How a parent's file is read.
+pub(super) fn as_ancestor(file: FileStorage, mapped: bool) -> Arc<dyn Storage> {
+    if !mapped {
+        return Arc::new(file);
+    }
+    match MappedStorage::new(file) {
+        Ok(mapped) => Arc::new(mapped),
+        // Mapping is a matter of speed: without it the file is read.
+        Err((file, _)) => Arc::new(file),
+    }
 }
 
 fn mismatch(step: &Step<'_>, found: Vec<(String, DataWriteGuid)>) -> OpenError {

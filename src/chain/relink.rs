@@ -6,9 +6,9 @@ use super::error::{ChainError, CreateError, OpenError};
 use super::gate::directory_of;
 use super::options::OpenOptions;
 use crate::disk::error::DiskError;
-use crate::disk::relink::RelinkFault;
+use crate::disk::items::{ItemChange, ItemFault};
 use crate::format::ParentLocator;
-use crate::guid::Guid;
+use crate::guid::{DataWriteGuid, Guid};
 use crate::kind::ErrorKind;
 use std::path::Path;
 
@@ -62,11 +62,11 @@ impl RelinkError {
     }
 }
 
-impl From<RelinkFault> for RelinkError {
-    fn from(fault: RelinkFault) -> Self {
+impl From<ItemFault> for RelinkError {
+    fn from(fault: ItemFault) -> Self {
         match fault {
-            RelinkFault::NoRoom { needed } => Self::NoRoom { needed },
-            RelinkFault::Disk(e) => Self::Disk(e),
+            ItemFault::NoRoom { needed } => Self::NoRoom { needed },
+            ItemFault::Disk(e) => Self::Disk(e),
         }
     }
 }
@@ -119,14 +119,28 @@ impl Disk {
             let child = disk.leaf.metadata.logical_sector;
             return Err(OpenError::Chain(ChainError::SectorSize { child, parent: sector, layer: 1 }).into());
         }
-        let paths = super::open::locator(&directory_of(child), parent, identity).map_err(|e| match e {
-            CreateError::ParentPath(why) => RelinkError::ParentPath(why),
-            _ => RelinkError::ParentPath("the parent has no identity"),
-        })?;
+        let paths = paths(child, parent, identity)?;
         let locator = if old.accepts(identity) { with_paths(old, &paths) } else { paths };
-        disk.writer.as_ref().expect("it was opened for writing").rewrite_locator(&locator)?;
-        Ok(())
+        disk.write_locator(&locator)
     }
+
+    /// The locator of a child at `child` whose parent is the open disk at `parent`.
+    pub(crate) fn locator_to(child: &Path, parent: &Path, parent_disk: &Self) -> Result<ParentLocator, RelinkError> {
+        paths(child, parent, parent_disk.leaf.header.data_write)
+    }
+
+    /// Puts another locator in place of the disk's own, durably. The open disk goes on with its old parents: it is to be closed.
+    pub(crate) fn write_locator(&self, locator: &ParentLocator) -> Result<(), RelinkError> {
+        let writer = self.writer().map_err(RelinkError::Disk)?;
+        Ok(writer.change_items(&[ItemChange::locator(locator)])?)
+    }
+}
+
+fn paths(child: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, RelinkError> {
+    super::open::locator(&directory_of(child), parent, identity).map_err(|e| match e {
+        CreateError::ParentPath(why) => RelinkError::ParentPath(why),
+        _ => RelinkError::ParentPath("the parent has no identity"),
+    })
 }
 
 /// The old locator with other paths. What else it says stays.
@@ -141,7 +155,6 @@ fn with_paths(old: &ParentLocator, new: &ParentLocator) -> ParentLocator {
 mod tests {
     use super::*;
     use crate::chain::CreateOptions;
-    use crate::guid::DataWriteGuid;
     use crate::storage::Storage;
     use crate::storage::sim::{CrashOptions, CrashWalk, SimWorld};
     use crate::sync::Arc;
@@ -177,7 +190,7 @@ mod tests {
         let long = format!(r".\{}\p.vhdx", "directory".repeat(600));
         let linkage = DataWriteGuid::new(old.linkage().unwrap());
         let new = ParentLocator::new(linkage, &[("relative_path", &long), ("absolute_win32_path", r"\p.vhdx")]);
-        disk.writer.as_ref().unwrap().rewrite_locator(&new).unwrap();
+        disk.writer.as_ref().unwrap().change_items(&[ItemChange::locator(&new)]).unwrap();
         drop(disk);
 
         let trace = world.trace();
@@ -207,7 +220,7 @@ mod tests {
                 assert_eq!(bytes, [7; 512]);
                 drop(disk);
                 let disk = Disk::open_on(Arc::clone(&again), Vec::new(), &alone(true)).unwrap();
-                disk.writer.as_ref().unwrap().rewrite_locator(&old).unwrap();
+                disk.writer.as_ref().unwrap().change_items(&[ItemChange::locator(&old)]).unwrap();
                 drop(disk);
                 let disk = Disk::open_on(again, parents.clone(), &OpenOptions::new()).unwrap();
                 assert!(locator_of(&disk) == old && disk.check().unwrap().is_sound());

@@ -7,7 +7,8 @@
 //!   direct      bitmap pages that nothing durable consults go straight to their homes
 //!   barrier 1   sync: payload, direct pages, homes of earlier commits, the mirrored header
 //!   append      one log entry with the other pages
-//!   barrier 2   sync: the entry. flush() may return Ok
+//!   barrier 2   the entry is durable: a durable write of it alone where the log is laid down (`log/writer.rs`), a sync
+//!               otherwise. flush() may return Ok
 //! ```
 //!
 //! Syncs: none when nothing changed (but one in the first flush of a session that has not changed anything yet, for what an earlier
@@ -27,6 +28,7 @@
 use super::error::DiskError;
 use super::writer::{Commit, Writer};
 use crate::format::BitmapState;
+use crate::guid::DataWriteGuid;
 use crate::log::writer::{Lengths, LogError, Page, write_pages};
 use crate::mapping::bitmap::BitmapTable;
 use crate::mapping::dirty::{DirtyList, PageKey};
@@ -36,13 +38,13 @@ use crate::sync::Ordering;
 use crate::units::{FileOffset, MIB};
 
 /// What one freeze took.
-struct Frozen {
+pub(super) struct Frozen {
     /// Pages that go straight home.
-    direct: Vec<Page>,
+    pub(super) direct: Vec<Page>,
     /// Pages that go through the log, in the order that the module describes, with their names.
-    logged: Vec<(PageKey, Page)>,
+    pub(super) logged: Vec<(PageKey, Page)>,
     direct_keys: Vec<PageKey>,
-    released: Vec<Extent>,
+    pub(super) released: Vec<Extent>,
 }
 
 impl Frozen {
@@ -76,7 +78,7 @@ impl Writer {
         Ok(())
     }
 
-    fn flush_as_leader(&self, commit: &mut Commit) -> Result<(), DiskError> {
+    pub(super) fn flush_as_leader(&self, commit: &mut Commit) -> Result<(), DiskError> {
         let frozen = self.freeze().map_err(|e| self.latch(e))?;
         let file = &*self.layer.file;
         if frozen.is_empty() {
@@ -108,8 +110,13 @@ impl Writer {
 
     /// Copies every dirty page. No entry or bit changes meanwhile, so a commit never holds half of a pair of entries.
     fn freeze(&self) -> Result<Frozen, DiskError> {
-        let layer = &*self.layer;
         let _gate = self.gate.write();
+        self.freeze_gated()
+    }
+
+    /// The same for a caller that holds the gate exclusively.
+    pub(super) fn freeze_gated(&self) -> Result<Frozen, DiskError> {
+        let layer = &*self.layer;
         let mut keys = self.dirty.take();
         keys.sort_unstable_by(|a, b| match (a, b) {
             (PageKey::Bat(a), PageKey::Bat(b)) => b.cmp(a),
@@ -153,20 +160,36 @@ impl Writer {
     /// Commits the pages; `logged` keeps what did not become durable.
     fn commit_pages(&self, commit: &mut Commit, direct: &[Page], logged: &mut Vec<(PageKey, Page)>) -> Result<(), LogError> {
         let file = &*self.layer.file;
+        let batch = commit.log.batch_pages();
+        let take = |logged: &[(PageKey, Page)]| logged.iter().take(batch).map(|(_, page)| page.clone()).collect::<Vec<Page>>();
+        let done = |logged: &mut Vec<(PageKey, Page)>| drop(logged.drain(..batch.min(logged.len())));
+        self.commit_entry(commit, direct, take(logged))?;
+        done(logged);
+        while !logged.is_empty() {
+            let settled = commit.log.freeze(take(logged)).settle_without_payload();
+            let (_, end) = self.lengths();
+            let lengths = Lengths { flushed: commit.durable_len, last: end };
+            let durable = commit.log.append(file, &mut commit.headers, settled, lengths)?;
+            commit.log.accept(durable);
+            done(logged);
+        }
+        Ok(())
+    }
+
+    /// Commits pages that fit one entry, and the payload before them.
+    pub(super) fn commit_entry(&self, commit: &mut Commit, direct: &[Page], pages: Vec<Page>) -> Result<(), LogError> {
+        let file = &*self.layer.file;
         let mut direct: Vec<&Page> = direct.iter().collect();
         direct.sort_unstable_by_key(|page| page.home);
         write_pages(file, direct.iter().map(|page| (page.home.get(), &*page.image)))?;
         let applied = commit.log.apply_if_crowded(file)?;
-        let batch = commit.log.batch_pages();
-        let take = |logged: &[(PageKey, Page)]| logged.iter().take(batch).map(|(_, page)| page.clone()).collect::<Vec<Page>>();
-        let done = |logged: &mut Vec<(PageKey, Page)>| drop(logged.drain(..batch.min(logged.len())));
-
-        let frozen = commit.log.freeze(take(logged));
+        let frozen = commit.log.freeze(pages);
         let (file_end, end) = self.lengths();
         let lengths = Lengths { flushed: commit.durable_len, last: end };
         let has_payload = self.take_payload() || !direct.is_empty();
         if commit.log.is_started() {
             let settled = if has_payload || applied {
+                commit.log.lay_down(file, frozen.pages()).inspect_err(|_| self.mark_payload())?;
                 let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::Payload)?;
                 commit.durable_len = file_end;
                 frozen.settle(&barrier)
@@ -174,23 +197,13 @@ impl Writer {
                 // Only states changed that expose no payload (trims): there is nothing for a barrier to harden.
                 frozen.settle_without_payload()
             };
-            let entry = commit.log.append(file, &mut commit.headers, settled, lengths).inspect_err(|_| self.mark_payload())?;
-            let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::Log)?;
-            commit.log.accept(entry.settle(&barrier));
+            let durable = commit.log.append(file, &mut commit.headers, settled, lengths).inspect_err(|_| self.mark_payload())?;
+            commit.log.accept(durable);
         } else {
             let (guid, entry) = commit.log.write_unnamed(file, frozen, lengths).inspect_err(|_| self.mark_payload())?;
             let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::Payload)?;
             commit.durable_len = file_end;
             commit.log.name(file, &mut commit.headers, guid, entry.settle(&barrier))?;
-        }
-        done(logged);
-        while !logged.is_empty() {
-            let settled = commit.log.freeze(take(logged)).settle_without_payload();
-            let lengths = Lengths { flushed: commit.durable_len, last: end };
-            let entry = commit.log.append(file, &mut commit.headers, settled, lengths)?;
-            let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::Log)?;
-            commit.log.accept(entry.settle(&barrier));
-            done(logged);
         }
         Ok(())
     }
@@ -199,6 +212,11 @@ impl Writer {
     fn lengths(&self) -> (u64, u64) {
         let space = self.space.lock();
         (space.file_end() * MIB, space.end() * MIB)
+    }
+
+    /// What was frozen did not become durable and may be tried again.
+    pub(super) fn restore_frozen(&self, frozen: Frozen) {
+        self.restore(frozen.logged.into_iter().map(|(key, _)| key).chain(frozen.direct_keys), frozen.released);
     }
 
     fn restore(&self, keys: impl Iterator<Item = PageKey>, released: Vec<Extent>) {
@@ -220,7 +238,7 @@ impl Writer {
     }
 
     /// Gives space whose release is durable back to the host, once nobody can be writing into it.
-    fn reclaim(&self) {
+    pub(super) fn reclaim(&self) {
         let free = {
             let mut space = self.space.lock();
             if !space.has_limbo() {
@@ -238,6 +256,17 @@ impl Writer {
 
     /// Flushes, brings everything home, declares the log empty, and cuts off the unused tail of the file.
     pub(crate) fn close(&self) -> Result<(), DiskError> {
+        self.close_with(None)
+    }
+
+    /// The same; the header that declares the log empty gives the file this data write GUID. Everything written before is durable by
+    /// then, so whoever finds the identity finds the content.
+    pub(crate) fn close_as(&self, data_write: DataWriteGuid) -> Result<(), DiskError> {
+        self.begin()?;
+        self.close_with(Some(data_write))
+    }
+
+    fn close_with(&self, data_write: Option<DataWriteGuid>) -> Result<(), DiskError> {
         self.check_latch()?;
         if !self.has_begun() {
             return Ok(());
@@ -246,7 +275,7 @@ impl Writer {
         self.flush_as_leader(&mut commit)?;
         let file = &*self.layer.file;
         let Commit { headers, log, .. } = &mut *commit;
-        log.stop(file, headers).map_err(|e| if e.is_harmless() { e.into() } else { self.latch(e.into()) })?;
+        log.stop(file, headers, data_write).map_err(|e| if e.is_harmless() { e.into() } else { self.latch(e.into()) })?;
         // The log is empty in both durable headers, so nothing vouches for the old length any more.
         let mut space = self.space.lock();
         let end = space.trimmed_end();

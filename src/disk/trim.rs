@@ -19,6 +19,8 @@ pub(crate) enum Clear {
     Zeroes,
     /// The guest does not need the content any more: UNMAPPED.
     Trim,
+    /// Zeros whatever the parent shows, also one that is still to come: ZERO even where the parent shows zeros now.
+    Pin,
 }
 
 /// Bytes of zeros written at a time into sectors that a child does not hold yet.
@@ -29,11 +31,20 @@ const PUNCH_FROM: u64 = 64 << 10;
 impl Writer {
     /// Makes the range read as zeros; it lies inside the disk and is not empty.
     pub(crate) fn write_zeroes(&self, backing: &dyn Backing, at: VirtualOffset, len: u64) -> Result<(), DiskError> {
+        self.zero_spans(backing, at, len, Clear::Zeroes)
+    }
+
+    /// The same, and they stay zeros under any parent.
+    pub(crate) fn pin_zeroes(&self, backing: &dyn Backing, at: VirtualOffset, len: u64) -> Result<(), DiskError> {
+        self.zero_spans(backing, at, len, Clear::Pin)
+    }
+
+    fn zero_spans(&self, backing: &dyn Backing, at: VirtualOffset, len: u64, how: Clear) -> Result<(), DiskError> {
         self.check_latch()?;
         self.begin()?;
         for span in self.layer.geometry.spans(at, len) {
             if self.is_whole(span) {
-                self.clear_block(backing, span.block, Clear::Zeroes)?;
+                self.clear_block(backing, span.block, how)?;
             } else {
                 self.zero_part(backing, span)?;
             }
@@ -66,7 +77,7 @@ impl Writer {
             (PayloadState::FullyPresent(home) | PayloadState::PartiallyPresent(home), _) => Some(home),
             (PayloadState::NotPresent, _) => {
                 let start = g.block_start(block).get();
-                if !self.layer.has_parent() || backing.is_zero(start, u64::from(g.visible_len(block)))? {
+                if !self.layer.has_parent() || how != Clear::Pin && backing.is_zero(start, u64::from(g.visible_len(block)))? {
                     return Ok(()); // reads as zeros already
                 }
                 None
@@ -74,10 +85,10 @@ impl Writer {
             // Reads as zeros already, and must: nothing stronger to say.
             (PayloadState::Zero, _) | (PayloadState::Unmapped | PayloadState::Undefined, Clear::Trim) => return Ok(()),
             // Reads as zeros here, but MS-VHDX lets others show former content.
-            (PayloadState::Unmapped | PayloadState::Undefined, Clear::Zeroes) => None,
+            (PayloadState::Unmapped | PayloadState::Undefined, Clear::Zeroes | Clear::Pin) => None,
         };
         let state = match how {
-            Clear::Zeroes => PayloadState::Zero,
+            Clear::Zeroes | Clear::Pin => PayloadState::Zero,
             Clear::Trim => PayloadState::Unmapped,
         };
         let _gate = self.gate.read();

@@ -95,7 +95,7 @@ impl Writer {
 
     /// The block's home, if every sector of the span is present.
     #[inline]
-    fn hot_home(&self, span: BlockSpan) -> Result<Option<BlockHome>, DiskError> {
+    pub(super) fn hot_home(&self, span: BlockSpan) -> Result<Option<BlockHome>, DiskError> {
         match self.layer.payload(span.block)? {
             PayloadState::FullyPresent(home) => Ok(Some(home)),
             PayloadState::PartiallyPresent(home) => {
@@ -119,7 +119,7 @@ impl Writer {
     }
 
     #[cold]
-    fn write_cold(&self, backing: &dyn Backing, span: BlockSpan, data: &[u8]) -> Result<(), DiskError> {
+    pub(super) fn write_cold(&self, backing: &dyn Backing, span: BlockSpan, data: &[u8]) -> Result<(), DiskError> {
         let _stripe = self.stripe(span.block);
         let within = span.within.get();
         let cold = Cold { block: span.block, within, data, sectors: self.sectors_of(within, span.len) };

@@ -21,6 +21,12 @@
 //!
 //! Step 2 costs the one sync that MS-VHDX 2.2.2.1 asks for: identity before change. The log gets its name in the first
 //! commit, see `log/writer.rs`.
+//!
+//! A session that only moves things about (compacting, hydrating, a new parent locator) changes nothing that a user can see, so it
+//! begins with a new file write GUID alone ([`Session::Layout`]): children of the file go on recognising it. When content is to change
+//! after all, the data write GUID follows in a header of its own, synced, before the first byte:
+//!   5. what is in flight, synced             crash: as before, nothing of it counts less
+//!   6. a header with a new data write GUID   crash: the old identity or the new one, the content is still the same
 
 use super::error::DiskError;
 use super::layer::Layer;
@@ -34,7 +40,7 @@ use crate::mapping::dirty::{DirtyList, PageKey};
 use crate::mapping::quarantine::Quarantine;
 use crate::mapping::space::{Allotment, Claim, MAX_FILE_MIB, Space, UsedMap};
 use crate::storage::{self, SyncSite};
-use crate::sync::{Arc, AtomicBool, Mutex, MutexGuard, OnceLock, Ordering, RwLock, fewer_when_checked};
+use crate::sync::{Arc, AtomicBool, AtomicU8, Mutex, MutexGuard, OnceLock, Ordering, RwLock, fewer_when_checked};
 use crate::units::{BatIndex, BlockHome, BlockIndex, ChunkIndex, MIB};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -43,14 +49,36 @@ const STRIPES: usize = fewer_when_checked(64, 2);
 /// Bytes of BAT that are worth reading to learn what is free. A larger table is left unread and the file only grows.
 const SCAN_LIMIT: u64 = 32 << 20;
 
+/// What a session may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Session {
+    /// It has not begun.
+    None,
+    /// Where things are in the file, and metadata that no guest sees. The data write GUID stays.
+    Layout,
+    /// What a user can read.
+    Content,
+}
+
+impl Session {
+    fn code(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Layout => 1,
+            Self::Content => 2,
+        }
+    }
+}
+
 /// What the flush leader owns.
 pub(crate) struct Commit {
     pub(crate) headers: HeaderPair,
     pub(crate) log: LogWriter,
     /// Bytes of the file that are known to be durable: FlushedFileOffset.
     pub(crate) durable_len: u64,
-    /// Whether the headers carry this session's identity. What comes after that may fail and be tried again.
-    identified: bool,
+    /// What the headers' identity allows. What comes after writing it may fail and be tried again.
+    identified: Session,
     /// Whether somebody else's writes to the file may be waiting for a sync.
     pub(crate) inherits: bool,
 }
@@ -59,7 +87,8 @@ pub(crate) struct Commit {
 pub(crate) struct Writer {
     pub(crate) layer: Arc<Layer>,
     pub(crate) commit: Mutex<Commit>,
-    begun: AtomicBool,
+    /// The code of a [`Session`].
+    begun: AtomicU8,
     latched: AtomicBool,
     cause: OnceLock<DiskError>,
     stripes: Box<[Mutex<()>]>,
@@ -73,6 +102,9 @@ pub(crate) struct Writer {
     /// bitmap at once, under different stripes: whoever comes first allocates it here, both publish it. Taken under a stripe
     /// and outside of `gate` and `space`.
     fresh_bitmaps: Mutex<HashMap<u32, BlockHome>>,
+    /// Held by whoever rearranges the whole file (compacting, hydrating, flattening, resizing): one of them at a time. Outside of
+    /// all other locks.
+    pub(crate) overhaul: Mutex<()>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -88,8 +120,8 @@ impl Writer {
         let log = LogWriter::new(layer.header.log_offset, u64::from(layer.header.log_length), first_sequence());
         let durable_len = layer.file_len / MIB * MIB;
         Self {
-            commit: Mutex::new(Commit { headers, log, durable_len, identified: false, inherits: true }),
-            begun: AtomicBool::new(false),
+            commit: Mutex::new(Commit { headers, log, durable_len, identified: Session::None, inherits: true }),
+            begun: AtomicU8::new(Session::None.code()),
             latched: AtomicBool::new(false),
             cause: OnceLock::new(),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
@@ -99,6 +131,7 @@ impl Writer {
             quarantine: Quarantine::new(),
             payload_dirty: AtomicBool::new(false),
             fresh_bitmaps: Mutex::new(HashMap::new()),
+            overhaul: Mutex::new(()),
             layer,
         }
     }
@@ -106,6 +139,11 @@ impl Writer {
     /// Everything in the file is known to be durable: it was synced when it was made.
     pub(crate) fn inherit_nothing(&self) {
         self.commit.lock().inherits = false;
+    }
+
+    /// The identity of the content, which stays for the rest of the session once that has begun.
+    pub(crate) fn data_write_guid(&self) -> DataWriteGuid {
+        self.commit.lock().headers.current().data_write
     }
 
     /// Whether an earlier failure put an end to writing.
@@ -137,45 +175,86 @@ impl Writer {
         self.stripes[block.get() as usize % STRIPES].lock()
     }
 
-    /// Whether the session has begun.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Acquire)
+    /// All stripes, in their order: nobody is inside a first touch, a trim or a partial sector meanwhile. The caller holds `commit`, so
+    /// there is one of these at a time, and who holds a single stripe waits for no other.
+    pub(crate) fn all_stripes(&self) -> Vec<MutexGuard<'_, ()>> {
+        self.stripes.iter().map(Mutex::lock).collect()
     }
 
-    /// Begins the session if this is its first change.
+    /// Whether the session has begun.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire) != Session::None.code()
+    }
+
+    /// Begins the session if this is its first change of content.
     #[inline]
     pub(crate) fn begin(&self) -> Result<(), DiskError> {
         // Acquire pairs with the Release in `begin_now`: whoever sees the flag sees the space map.
-        if self.has_begun() { Ok(()) } else { self.begin_now() }
+        if self.begun.load(Ordering::Acquire) == Session::Content.code() { Ok(()) } else { self.begin_now(Session::Content, None) }
+    }
+
+    /// Begins the session, if it has not begun, for changes that no user can see: the data write GUID stays.
+    pub(crate) fn begin_layout(&self) -> Result<(), DiskError> {
+        if self.has_begun() { Ok(()) } else { self.begin_now(Session::Layout, None) }
+    }
+
+    /// Begins the session with a data write GUID of the caller's choice.
+    ///
+    /// # Panics
+    /// When content has changed in this session already: its identity is out.
+    pub(crate) fn begin_as(&self, data_write: DataWriteGuid) -> Result<(), DiskError> {
+        assert!(self.begun.load(Ordering::Acquire) != Session::Content.code(), "an identity is chosen before anything changes");
+        self.begin_now(Session::Content, Some(data_write))
     }
 
     #[cold]
-    fn begin_now(&self) -> Result<(), DiskError> {
+    fn begin_now(&self, wanted: Session, data_write: Option<DataWriteGuid>) -> Result<(), DiskError> {
         let mut commit = self.commit.lock();
-        if self.has_begun() {
+        let begun = self.begun.load(Ordering::Acquire);
+        if begun >= wanted.code() {
             return Ok(());
         }
         self.check_latch()?;
-        let mut space = self.scan_space()?;
+        let space = if begun == Session::None.code() { Some(self.scan_space()?) } else { None };
         let file = &*self.layer.file;
-        if !commit.identified {
-            let identity = (FileWriteGuid::random(), DataWriteGuid::random());
-            commit
-                .headers
-                .change(file, SyncSite::Identity, |header| (header.file_write, header.data_write) = identity)
-                .and_then(|()| commit.headers.mirror(file))
-                .map_err(|e| self.latch(e.into()))?;
-            commit.identified = true;
+        self.identify(&mut commit, wanted, data_write).map_err(|e| self.latch(e))?;
+        if let Some(mut space) = space {
+            // qemu cuts the last block of a fixed disk short; bring it to full length before anything goes behind it.
+            if space.end() * MIB > self.layer.file_len {
+                storage::set_len(file, space.end() * MIB)?;
+            }
+            space.grown(space.end());
+            self.layer.bat.set_file_len(space.end() * MIB);
+            *self.space.lock() = space;
         }
-        // qemu cuts the last block of a fixed disk short; bring it to full length before anything goes behind it.
-        if space.end() * MIB > self.layer.file_len {
-            storage::set_len(file, space.end() * MIB)?;
-        }
-        space.grown(space.end());
-        self.layer.bat.set_file_len(space.end() * MIB);
-        *self.space.lock() = space;
-        self.begun.store(true, Ordering::Release);
+        self.begun.store(wanted.code(), Ordering::Release);
         Ok(())
+    }
+
+    /// Gives the headers the identity that a session of this kind needs, durably.
+    pub(crate) fn identify(&self, commit: &mut Commit, wanted: Session, data_write: Option<DataWriteGuid>) -> Result<(), DiskError> {
+        if commit.identified >= wanted {
+            return Ok(());
+        }
+        let file = &*self.layer.file;
+        let Commit { headers, log, .. } = &mut *commit;
+        if headers.mirror_in_flight() {
+            let _ = log.sync(file, headers, SyncSite::Identity)?;
+        }
+        headers.change(file, SyncSite::Identity, |header| {
+            header.file_write = FileWriteGuid::random();
+            if wanted == Session::Content {
+                header.data_write = data_write.unwrap_or_else(DataWriteGuid::random);
+            }
+        })?;
+        headers.mirror(file)?;
+        commit.identified = wanted;
+        Ok(())
+    }
+
+    /// The data write GUID that the file has now.
+    pub(crate) fn data_write(&self) -> DataWriteGuid {
+        self.commit.lock().headers.current().data_write
     }
 
     /// Learns from the BAT which MiB of the file are used. Holes in the table are skipped, so a fresh clone of a 64 TiB disk

@@ -1,7 +1,7 @@
 //! A [`Disk`], leaf and chain, as others see it.
 
 use super::device::{BlockDevice, DEPTH_NONE, DeviceExtent, ExtentClass};
-use crate::{Disk, DiskError, ErrorKind, ExtentKind};
+use crate::{Disk, DiskError, ErrorKind, Extent, ExtentKind, LiveDisk};
 use std::io;
 use std::ops::ControlFlow;
 
@@ -25,6 +25,45 @@ fn depth_of(layer: usize) -> u32 {
     u32::try_from(layer).expect("chains have at most 256 layers")
 }
 
+fn shown(extent: Extent) -> DeviceExtent {
+    let (class, depth) = match extent.kind {
+        ExtentKind::Data { layer, .. } => (ExtentClass::Data, depth_of(layer)),
+        ExtentKind::Zero { layer } => (ExtentClass::Hole, layer.map_or(DEPTH_NONE, depth_of)),
+    };
+    DeviceExtent { offset: extent.offset, len: extent.len, class, depth }
+}
+
+fn write_zeros_as_data(len: u64, mut write: impl FnMut(&[u8], u64) -> Result<(), DiskError>) -> io::Result<()> {
+    let zeros = vec![0; ZEROS.min(usize::try_from(len).unwrap_or(ZEROS))];
+    let mut done = 0;
+    while done < len {
+        let part = (len - done).min(zeros.len() as u64);
+        write(&zeros[..part as usize], done).map_err(plain)?;
+        done += part;
+    }
+    Ok(())
+}
+
+/// Whether only whole blocks are zeroed, or so many that the ends do not count.
+fn zeroes_fast(disk: &Disk, offset: u64, len: u64) -> bool {
+    let block = disk.leaf.geometry.block_size();
+    let is_whole = offset.is_multiple_of(block) && (len.is_multiple_of(block) || offset + len == disk.size());
+    // A fixed disk is zeroed in place, and how fast that is depends on the file system.
+    !disk.leaf.is_fixed() && (is_whole || len >= MANY_BLOCKS * block)
+}
+
+fn visit_all(
+    extents: impl Iterator<Item = Result<Extent, DiskError>>,
+    visit: &mut dyn FnMut(DeviceExtent) -> ControlFlow<()>,
+) -> io::Result<()> {
+    for extent in extents {
+        if visit(shown(extent.map_err(plain)?)).is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Zeros are never stored, unless as data: every zero extent is a hole. Only whole blocks can be zeroed without writing.
 impl BlockDevice for Disk {
     fn size(&self) -> u64 {
@@ -44,24 +83,14 @@ impl BlockDevice for Disk {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, keep_space: bool) -> io::Result<()> {
-        if !keep_space {
-            return Disk::write_zeroes(self, offset, len).map_err(plain);
+        if keep_space {
+            return write_zeros_as_data(len, |zeros, done| Disk::write_at(self, zeros, offset + done));
         }
-        let zeros = vec![0; ZEROS.min(usize::try_from(len).unwrap_or(ZEROS))];
-        let mut done = 0;
-        while done < len {
-            let part = (len - done).min(zeros.len() as u64);
-            Disk::write_at(self, &zeros[..part as usize], offset + done).map_err(plain)?;
-            done += part;
-        }
-        Ok(())
+        Disk::write_zeroes(self, offset, len).map_err(plain)
     }
 
     fn can_zero_fast(&self, offset: u64, len: u64, keep_space: bool) -> bool {
-        let block = self.leaf.geometry.block_size();
-        let is_whole = offset.is_multiple_of(block) && (len.is_multiple_of(block) || offset + len == Disk::size(self));
-        // A fixed disk is zeroed in place, and how fast that is depends on the file system.
-        !keep_space && !self.leaf.is_fixed() && (is_whole || len >= MANY_BLOCKS * block)
+        !keep_space && zeroes_fast(self, offset, len)
     }
 
     fn trim(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -73,16 +102,48 @@ impl BlockDevice for Disk {
     }
 
     fn extents(&self, offset: u64, len: u64, visit: &mut dyn FnMut(DeviceExtent) -> ControlFlow<()>) -> io::Result<()> {
-        for extent in Disk::extents(self, offset, len).map_err(plain)? {
-            let extent = extent.map_err(plain)?;
-            let (class, depth) = match extent.kind {
-                ExtentKind::Data { layer, .. } => (ExtentClass::Data, depth_of(layer)),
-                ExtentKind::Zero { layer } => (ExtentClass::Hole, layer.map_or(DEPTH_NONE, depth_of)),
-            };
-            if visit(DeviceExtent { offset: extent.offset, len: extent.len, class, depth }).is_break() {
-                break;
-            }
+        visit_all(Disk::extents(self, offset, len).map_err(plain)?, visit)
+    }
+}
+
+/// As a [`Disk`] does, whichever leaf the disk has at that moment.
+impl BlockDevice for LiveDisk {
+    fn size(&self) -> u64 {
+        LiveDisk::size(self)
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        LiveDisk::read_at(self, buf, offset).map_err(plain)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        LiveDisk::write_at(self, buf, offset).map_err(plain)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, keep_space: bool) -> io::Result<()> {
+        if keep_space {
+            return write_zeros_as_data(len, |zeros, done| LiveDisk::write_at(self, zeros, offset + done));
         }
-        Ok(())
+        LiveDisk::write_zeroes(self, offset, len).map_err(plain)
+    }
+
+    fn can_zero_fast(&self, offset: u64, len: u64, keep_space: bool) -> bool {
+        !keep_space && self.with(|disk| zeroes_fast(disk, offset, len))
+    }
+
+    fn trim(&self, offset: u64, len: u64) -> io::Result<()> {
+        LiveDisk::trim(self, offset, len).map_err(plain)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        LiveDisk::flush(self).map_err(plain)
+    }
+
+    fn extents(&self, offset: u64, len: u64, visit: &mut dyn FnMut(DeviceExtent) -> ControlFlow<()>) -> io::Result<()> {
+        visit_all(LiveDisk::extents(self, offset, len).map_err(plain)?, visit)
     }
 }

@@ -20,7 +20,7 @@ use crate::units::{FileOffset, PAGE_LEN};
 pub(super) const ENTRY_SIGNATURE: [u8; 4] = *b"loge";
 pub(super) const DATA_DESCRIPTOR: [u8; 4] = *b"desc";
 pub(super) const ZERO_DESCRIPTOR: [u8; 4] = *b"zero";
-pub(super) const DATA_SECTOR: [u8; 4] = *b"data";
+const DATA_SECTOR: [u8; 4] = *b"data";
 pub(super) const CHECKSUM_AT: usize = 4;
 /// Bytes of an entry header.
 const HEADER_LEN: usize = 64;
@@ -55,11 +55,11 @@ pub(super) struct WireDescriptor {
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct WireDataSector {
-    pub(super) signature: [u8; 4],
-    pub(super) sequence_high: [u8; 4],
-    pub(super) data: [u8; 4084],
-    pub(super) sequence_low: [u8; 4],
+struct WireDataSector {
+    signature: [u8; 4],
+    sequence_high: [u8; 4],
+    data: [u8; 4084],
+    sequence_low: [u8; 4],
 }
 
 /// The header of a log entry (MS-VHDX 2.3.1.1).
@@ -237,9 +237,38 @@ struct WirePage {
     trailing: [u8; 4],
 }
 
-/// Puts a page together again (MS-VHDX 2.3.1.4).
-pub(super) fn page_image(leading: [u8; 8], sector: &WireDataSector, trailing: [u8; 4]) -> Box<[u8; PAGE_LEN]> {
-    Box::new(zerocopy::transmute!(WirePage { leading, middle: sector.data, trailing }))
+/// A page in the log: its middle is in a data sector, its ends are here (MS-VHDX 2.3.1.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoggedPage {
+    /// The number of the data sector in the log.
+    pub sector: usize,
+    /// The sequence number of its entry, which the sector repeats.
+    pub sequence: u64,
+    /// The first bytes of the page.
+    pub leading: [u8; 8],
+    /// The last bytes of the page.
+    pub trailing: [u8; 4],
+}
+
+impl LoggedPage {
+    /// Puts the page together again, in place: `sector` is the data sector and becomes the page. `None`, and nothing done, when it is
+    /// not the sector that the entry had when it was scanned, as far as the signature and the sequence number tell.
+    #[must_use]
+    pub fn restore(&self, sector: &mut [u8; PAGE_LEN]) -> Option<()> {
+        if !is_data_sector_of(sector, self.sequence) {
+            return None;
+        }
+        let page: &mut WirePage = zerocopy::transmute_mut!(sector);
+        (page.leading, page.trailing) = (self.leading, self.trailing);
+        Some(())
+    }
+}
+
+/// Whether a sector says that it is a data sector of the entry with this number.
+pub(super) fn is_data_sector_of(sector: &[u8; PAGE_LEN], sequence: u64) -> bool {
+    let wire: &WireDataSector = zerocopy::transmute_ref!(sector);
+    let [a, b, c, d, e, f, g, h] = sequence.to_le_bytes();
+    wire.signature == DATA_SECTOR && wire.sequence_high == [e, f, g, h] && wire.sequence_low == [a, b, c, d]
 }
 
 #[cfg(test)]

@@ -328,16 +328,23 @@ impl Metadata {
         Geometry::new(self.virtual_size, self.block_size.into(), self.logical_sector).expect("the sizes were checked")
     }
 
+    /// The bytes of the File Parameters item (MS-VHDX 2.6.2.1).
+    pub fn encode_file_parameters(&self) -> [u8; 8] {
+        let flags = (if self.leave_blocks_allocated { LEAVE_BLOCKS_ALLOCATED } else { 0 }) | (if self.has_parent { HAS_PARENT } else { 0 });
+        let mut bytes = [0; 8];
+        let wire = WireFileParameters { block_size: self.block_size.into(), flags: flags.into() };
+        bytes.copy_from_slice(wire.as_bytes());
+        bytes
+    }
+
     /// The region of a new file, from the table to the end of the last item: the items in the order of Windows, without gaps,
     /// then the others.
     ///
     /// # Panics
     /// With more items than a table holds.
     pub fn encode_region(&self) -> Vec<u8> {
-        let flags = (if self.leave_blocks_allocated { LEAVE_BLOCKS_ALLOCATED } else { 0 }) | (if self.has_parent { HAS_PARENT } else { 0 });
-        let parameters = WireFileParameters { block_size: self.block_size.into(), flags: flags.into() };
         let mut region = Builder::default();
-        region.system(FILE_PARAMETERS, false, parameters.as_bytes());
+        region.system(FILE_PARAMETERS, false, &self.encode_file_parameters());
         region.system(VIRTUAL_DISK_SIZE, true, &self.virtual_size.to_le_bytes());
         region.system(LOGICAL_SECTOR_SIZE, true, &self.logical_sector.to_le_bytes());
         region.system(PHYSICAL_SECTOR_SIZE, true, &self.physical_sector.to_le_bytes());

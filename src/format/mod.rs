@@ -41,13 +41,13 @@ pub use error::{Fault, FormatError};
 pub use header::{CurrentHeader, FORMAT_VERSION, Header, HeaderSlot, LOG_VERSION, MAX_LOG_LENGTH, choose_header};
 pub use identifier::{encode_identifier, parse_identifier};
 pub use locator::{ParentLocator, VHDX_LOCATOR};
-pub use log::{Descriptor, EntryFields, EntryHeader, encode_entry, entry_len};
+pub use log::{Descriptor, EntryFields, EntryHeader, LoggedPage, encode_entry, entry_len};
 pub use metadata::{
     FILE_PARAMETERS, LOGICAL_SECTOR_SIZE, Metadata, MetadataEntry, MetadataItem, MetadataTable, PARENT_LOCATOR, PHYSICAL_SECTOR_SIZE,
     VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
 };
 pub use region::{BAT_REGION, METADATA_REGION, Region, RegionTable};
-pub use scan::{ActiveSequence, MAX_FILE_LEN, Replay, scan};
+pub use scan::{ActiveSequence, LogRing, MAX_FILE_LEN, Replay, scan};
 
 use crate::units::FileOffset;
 

@@ -6,14 +6,18 @@
 //!
 //! # The cost, whatever the ring holds
 //!
-//! Each offset is judged once, cheap checks first. An entry that passes them has "desc", "zero" or "data" where every further
-//! sector of it begins, so none of them begins another entry ("loge"): entries that reach the checksum never share a sector,
-//! and all checksums together cover the ring at most once. The walks over descriptors stop at the next "loge" for the same
-//! reason. Entries that share no sector have at most one predecessor, so runs are disjoint and finding them is linear too.
+//! The ring is asked for sector by sector ([`LogRing`]) and never held as a whole. It is passed once: where an entry may begin its
+//! sectors are walked, each one checked and summed on the way. A sound entry has "desc", "zero" or "data" where every further
+//! sector of it begins, so none of them begins another entry ("loge"). A walk therefore stops at the next "loge" at the latest,
+//! and the pass goes on where the walk stopped: only what lies behind the end of the ring, for an entry that wraps, is read twice.
+//! Entries share no sector, so they have at most one predecessor: runs are disjoint and finding them is linear too.
+//!
+//! What a replay changes is handed out as *references*: a [`Replay::Page`] says which sector of the log holds the page, and not the
+//! page. A log of 64 MiB costs a reader one or two MiB for that.
 
-use super::checksum::{crc32c, crc32c_append, crc32c_with_field_zeroed};
-use super::log::{CHECKSUM_AT, DATA_SECTOR, Descriptor, ENTRY_SIGNATURE, EntryHeader};
-use super::log::{WireDataSector, WireDescriptor, WireHeader, descriptor_sectors, page_image};
+use super::checksum::{crc32c_append, crc32c_with_field_zeroed};
+use super::log::{CHECKSUM_AT, Descriptor, ENTRY_SIGNATURE, EntryHeader, LoggedPage};
+use super::log::{WireDescriptor, WireHeader, descriptor_sectors, is_data_sector_of};
 use super::wire::len64;
 use super::{Fault, FormatError, REGION_TABLES};
 use crate::geometry::MAX_VIRTUAL_SIZE;
@@ -34,23 +38,52 @@ const MAX_ZEROED: u64 = 64 << 30;
 
 type Page = [u8; PAGE_LEN];
 
+/// The sectors of a log, asked for one at a time.
+pub trait LogRing {
+    /// What reading can come to, and what a scan then fails with.
+    type Error: From<FormatError>;
+
+    /// How many sectors of 4 KiB the log has.
+    fn sectors(&self) -> usize;
+
+    /// A sector, below [`LogRing::sectors`]. They are mostly asked for in order.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn sector(&mut self, number: usize) -> Result<&[u8; PAGE_LEN], Self::Error>;
+}
+
+/// A log in memory; what is left over behind the last whole sector is not part of it.
+impl LogRing for &[u8] {
+    type Error = FormatError;
+
+    fn sectors(&self) -> usize {
+        self.as_chunks::<PAGE_LEN>().0.len()
+    }
+
+    fn sector(&mut self, number: usize) -> Result<&[u8; PAGE_LEN], FormatError> {
+        Ok(self.as_chunks::<PAGE_LEN>().0.get(number).expect("the scan stays inside of the ring"))
+    }
+}
+
 /// The entries of a log that must be replayed, oldest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveSequence {
     /// Where in the log each entry starts, and its header: from the head's tail to the head, never empty.
     pub entries: Vec<(u32, EntryHeader)>,
+    log_at: FileOffset,
     file_len: u64,
 }
 
 /// One step of a replay.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replay {
     /// Write this page.
     Page {
         /// Where it belongs.
         home: FileOffset,
-        /// Its bytes.
-        image: Box<[u8; PAGE_LEN]>,
+        /// Where in the log it is.
+        page: LoggedPage,
     },
     /// Fill this range with zeros.
     Zero {
@@ -68,24 +101,27 @@ impl ActiveSequence {
         head
     }
 
-    /// Whether sectors of the log that could not be read (and stand as zeros in `log`) may hide an entry behind the newest one: the
+    /// Whether sectors of the log that could not be read (and stand as zeros in `ring`) may hide an entry behind the newest one: the
     /// sector where it would begin is one of them, or it does begin there and one of them is in it.
-    pub fn may_go_on(&self, log: &[u8], unread: &BTreeSet<usize>) -> bool {
-        let (ring, _) = log.as_chunks::<PAGE_LEN>();
-        let Some((offset, head)) = self.entries.last() else { return false };
-        let after = sector_of(*offset).and_then(|first| first.checked_add(sector_of(head.length)?)?.checked_rem(ring.len()));
-        let Some(after) = after else { return false };
-        let next = ring.get(after).and_then(|page| WireHeader::ref_from_prefix(page).ok()).map(|(wire, _)| wire);
+    ///
+    /// # Errors
+    /// When the sector behind the newest entry cannot be read.
+    pub fn may_go_on<R: LogRing>(&self, ring: &mut R, unread: &BTreeSet<usize>) -> Result<bool, R::Error> {
+        let count = ring.sectors();
+        let Some((offset, head)) = self.entries.last() else { return Ok(false) };
+        let after = sector_of(*offset).and_then(|first| first.checked_add(sector_of(head.length)?)?.checked_rem(count));
+        let Some(after) = after else { return Ok(false) };
+        let next = WireHeader::ref_from_prefix(ring.sector(after)?).ok().map(|(wire, _)| wire);
         let is_next = |wire: &&WireHeader| {
             wire.signature == ENTRY_SIGNATURE
                 && wire.log_guid == head.log_guid.get().to_bytes()
                 && head.sequence.checked_add(1) == Some(wire.sequence.get())
         };
         let sectors = next.filter(is_next).and_then(|wire| sector_of(wire.entry_length.get())).unwrap_or(1).max(1);
-        unread.iter().any(|&sector| {
-            let ahead = sector.checked_sub(after).or_else(|| sector.checked_add(ring.len())?.checked_sub(after));
+        Ok(unread.iter().any(|&sector| {
+            let ahead = sector.checked_sub(after).or_else(|| sector.checked_add(count)?.checked_sub(after));
             ahead.is_some_and(|ahead| ahead < sectors)
-        })
+        }))
     }
 
     /// The length that the file must have after the replay: no less than now, than the head's LastFileOffset, and than the end
@@ -94,111 +130,100 @@ impl ActiveSequence {
         self.file_len
     }
 
-    /// The steps of the replay, in order. `log` is the ring that was scanned.
+    /// Calls `step` with each step of the replay, in order. `ring` is the one that was scanned; only its descriptors are read.
     ///
-    /// # Panics
-    /// When `log` is not the ring that was scanned.
-    pub fn replays<'a>(&'a self, log: &'a [u8]) -> impl Iterator<Item = Replay> + 'a {
-        let (ring, _) = log.as_chunks::<PAGE_LEN>();
-        self.entries.iter().flat_map(move |&(offset, header)| {
-            let sectors = sector_of(offset).and_then(|first| Sectors::of(ring, first, header.length));
-            let sectors = sectors.expect("the ring is the one that was scanned");
-            let first_data = descriptors_end(&header).expect("the entry was checked");
-            let mut data = (first_data..sectors.count).map(move |n| data_sector(sectors.get(n)));
-            descriptors(sectors, header).map(move |descriptor| match descriptor.expect("the entry was checked") {
-                Descriptor::Zero { home, length } => Replay::Zero { home, length },
-                Descriptor::Data { home, leading, trailing } => {
-                    let sector = data.next().flatten().expect("every data descriptor has its sector");
-                    Replay::Page { home, image: page_image(leading, sector, trailing) }
+    /// # Errors
+    /// What `step` returns; when a sector cannot be read; `NoActiveSequence` when the ring is not what it was when it was scanned.
+    pub fn for_each<R: LogRing>(&self, ring: &mut R, mut step: impl FnMut(Replay) -> Result<(), R::Error>) -> Result<(), R::Error> {
+        for &(offset, header) in &self.entries {
+            let at = FileOffset::new(self.log_at.get().saturating_add(offset.into()));
+            let changed = || FormatError::new(Structure::LogEntry, at, Fault::NoActiveSequence);
+            let entry = Extent::of(ring.sectors(), offset, header.length).ok_or_else(changed)?;
+            let first_data = descriptors_end(&header).ok_or_else(changed)?;
+            let (mut left, mut data) = (header.descriptor_count, first_data);
+            for n in 0..first_data {
+                let place = entry.place(n).ok_or_else(changed)?;
+                for descriptor in descriptors(ring.sector(place)?, n == 0, &mut left, header.sequence) {
+                    step(match descriptor.ok_or_else(changed)? {
+                        Descriptor::Zero { home, length } => Replay::Zero { home, length },
+                        Descriptor::Data { home, leading, trailing } => {
+                            let sector = entry.place(data).ok_or_else(changed)?;
+                            data = data.saturating_add(1);
+                            Replay::Page { home, page: LoggedPage { sector, sequence: header.sequence, leading, trailing } }
+                        }
+                    })?;
                 }
-            })
-        })
-    }
-
-    /// Calls `step` with each step of the replay, in order; see [`ActiveSequence::replays`].
-    ///
-    /// # Panics
-    /// When `log` is not the ring that was scanned.
-    pub fn for_each(&self, log: &[u8], step: impl FnMut(Replay)) {
-        self.replays(log).for_each(step);
+            }
+        }
+        Ok(())
     }
 }
 
-/// Finds the active sequence in the ring `log`, which stands at `log_at` in a file of `file_len` bytes whose header names
-/// `guid`.
+/// Finds the active sequence in `ring`, the log that stands at `log_at` in a file of `file_len` bytes whose header names `guid`.
 ///
 /// # Errors
 /// `NoActiveSequence`; `FileTruncated` when the file is shorter than the head knows it to have been; `Field` when the replay
-/// would grow the file beyond [`MAX_FILE_LEN`] or clear more than any metadata has.
-pub fn scan(log: &[u8], log_at: FileOffset, guid: LogGuid, file_len: u64) -> Result<ActiveSequence, FormatError> {
+/// would grow the file beyond [`MAX_FILE_LEN`] or clear more than any metadata has; what reading the ring comes to.
+pub fn scan<R: LogRing>(ring: &mut R, log_at: FileOffset, guid: LogGuid, file_len: u64) -> Result<ActiveSequence, R::Error> {
     let err = |fault| FormatError::new(Structure::Log, log_at, fault);
-    let (ring, _) = log.as_chunks::<PAGE_LEN>();
-    let candidates = Candidates::find(ring, log_at, guid);
-    debug_assert!(candidates.checksummed <= log.len(), "no byte is checksummed twice");
-    let entries = candidates.active().ok_or_else(|| err(Fault::NoActiveSequence))?;
-    let mut sequence = ActiveSequence { entries, file_len };
+    let entries = Candidates::find(ring, log_at, guid)?.active().ok_or_else(|| err(Fault::NoActiveSequence))?;
+    let mut sequence = ActiveSequence { entries, log_at, file_len };
     let head = *sequence.head();
     if file_len < head.flushed_file_offset {
-        return Err(err(Fault::FileTruncated { flushed: head.flushed_file_offset, len: file_len }));
+        return Err(err(Fault::FileTruncated { flushed: head.flushed_file_offset, len: file_len }).into());
     }
-    sequence.file_len = bounded_len(ring, &sequence, log_at)?;
+    sequence.file_len = bounded_len(ring, &sequence)?;
     Ok(sequence)
 }
 
 /// The length after the replay, when that and the work are within bounds.
-fn bounded_len(ring: &[Page], sequence: &ActiveSequence, log_at: FileOffset) -> Result<u64, FormatError> {
+fn bounded_len<R: LogRing>(ring: &mut R, sequence: &ActiveSequence) -> Result<u64, R::Error> {
     let most = MAX_FILE_LEN.max(sequence.file_len);
     let mut len = sequence.file_len.max(sequence.head().last_file_offset);
+    let err = |field, value, rule| FormatError::new(Structure::LogEntry, sequence.log_at, Fault::Field { field, value, rule });
     if len > most {
-        let fault = Fault::Field { field: "LastFileOffset", value: len, rule: "beyond the largest file" };
-        return Err(FormatError::new(Structure::LogEntry, log_at, fault));
+        return Err(err("LastFileOffset", len, "beyond the largest file").into());
     }
     // What a log changes lies inside the file, or inside what one of its entries says the file has grown to. Some writers fall
     // behind with LastFileOffset, hence the slack.
     let vouched = sequence.entries.iter().map(|(_, header)| header.last_file_offset).fold(len, u64::max);
     let reach = vouched.saturating_add(REACH_SLACK).min(most);
     let mut zeroed = 0_u64;
-    for &(offset, header) in &sequence.entries {
-        let at = FileOffset::new(log_at.get().saturating_add(offset.into()));
-        let err = |field, value, rule| FormatError::new(Structure::LogEntry, at, Fault::Field { field, value, rule });
-        let sectors = sector_of(offset).and_then(|first| Sectors::of(ring, first, header.length));
-        for descriptor in sectors.into_iter().flat_map(|sectors| descriptors(sectors, header)).flatten() {
-            let (home, bytes) = match descriptor {
-                Descriptor::Data { home, .. } => (home, PAGE),
-                Descriptor::Zero { home, length } => {
-                    zeroed = zeroed.saturating_add(length);
-                    (home, length)
-                }
-            };
-            if zeroed > MAX_ZEROED {
-                return Err(err("ZeroLength", bytes, "more than all metadata of the largest disk"));
+    sequence.for_each(ring, |step| {
+        let (home, bytes) = match step {
+            Replay::Page { home, .. } => (home, PAGE),
+            Replay::Zero { home, length } => {
+                zeroed = zeroed.saturating_add(length);
+                (home, length)
             }
-            len = len.max(home.get().saturating_add(bytes));
-            if len > reach {
-                return Err(err("FileOffset", home.get(), "far beyond the file and what its log says it has grown to"));
-            }
+        };
+        if zeroed > MAX_ZEROED {
+            return Err(err("ZeroLength", bytes, "more than all metadata of the largest disk").into());
         }
-    }
+        len = len.max(home.get().saturating_add(bytes));
+        if len > reach {
+            return Err(err("FileOffset", home.get(), "far beyond the file and what its log says it has grown to").into());
+        }
+        Ok(())
+    })?;
     Ok(len)
 }
 
 /// The valid entries of a ring, by the sector they start at.
 struct Candidates {
     at: Vec<Option<EntryHeader>>,
-    /// Bytes that went through the checksum.
-    checksummed: usize,
 }
 
 impl Candidates {
-    fn find(ring: &[Page], log_at: FileOffset, guid: LogGuid) -> Self {
-        let mut checksummed = 0_usize;
-        let at = (0..ring.len()).map(|first| {
-            let (wire, sectors, header) = plausible(ring, first, log_at, guid)?;
-            checksummed = checksummed.saturating_add(sectors.count.saturating_mul(PAGE_LEN));
-            (sectors.checksum() == wire.checksum.get()).then_some(header)
-        });
-        let at = at.collect();
-        Self { at, checksummed }
+    fn find<R: LogRing>(ring: &mut R, log_at: FileOffset, guid: LogGuid) -> Result<Self, R::Error> {
+        let mut at = vec![None; ring.sectors()];
+        let mut first = 0_usize;
+        while let Some(slot) = at.get_mut(first) {
+            let walk = walk(ring, first, log_at, guid)?;
+            *slot = walk.entry;
+            first = first.saturating_add(walk.passed.max(1));
+        }
+        Ok(Self { at })
     }
 
     /// The sector behind an entry, in the ring.
@@ -260,51 +285,71 @@ impl Candidates {
     }
 }
 
-/// All of §2.3.1 but the checksum.
-fn plausible<'a>(ring: &'a [Page], first: usize, log_at: FileOffset, guid: LogGuid) -> Option<(&'a WireHeader, Sectors<'a>, EntryHeader)> {
-    let (wire, _) = WireHeader::ref_from_prefix(ring.get(first)?).ok()?;
+/// What came of looking for an entry at a sector.
+struct Walk {
+    entry: Option<EntryHeader>,
+    /// Sectors from there on that begin no other entry.
+    passed: usize,
+}
+
+/// All of §2.3.1, the checksum included.
+fn walk<R: LogRing>(ring: &mut R, first: usize, log_at: FileOffset, guid: LogGuid) -> Result<Walk, R::Error> {
+    let count = ring.sectors();
+    let none = |passed| Ok(Walk { entry: None, passed });
+    let page = ring.sector(first)?;
+    let Some((header, stored, entry, first_data)) = head(page, first, count, guid) else { return none(1) };
+    let Some(log_end) = len64(count).checked_mul(PAGE).and_then(|len| log_at.get().checked_add(len)) else { return none(1) };
+    let mut crc = crc32c_with_field_zeroed(page, CHECKSUM_AT);
+    let (mut left, mut pages) = (header.descriptor_count, 0_usize);
+    for n in 0..entry.count {
+        let Some(place) = entry.place(n) else { return none(n.max(1)) };
+        let page = ring.sector(place)?;
+        if n > 0 {
+            crc = crc32c_append(crc, page);
+        }
+        let sound = if n < first_data {
+            let inside = descriptors(page, n == 0, &mut left, header.sequence).try_fold(pages, |pages, descriptor| {
+                let descriptor = descriptor.filter(|descriptor| is_allowed(descriptor, log_at.get(), log_end))?;
+                pages.checked_add(usize::from(matches!(descriptor, Descriptor::Data { .. })))
+            });
+            inside.map(|found| pages = found).is_some()
+        } else {
+            is_data_sector_of(page, header.sequence)
+        };
+        if !sound {
+            return none(n.max(1));
+        }
+    }
+    let whole = first_data.checked_add(pages) == Some(entry.count) && crc == stored;
+    Ok(Walk { entry: whole.then_some(header), passed: entry.count })
+}
+
+/// What the header of an entry says: itself, its checksum, the sectors of the entry, and the number of the first data sector.
+fn head(page: &Page, first: usize, count: usize, guid: LogGuid) -> Option<(EntryHeader, u32, Extent, usize)> {
+    let (wire, _) = WireHeader::ref_from_prefix(page).ok()?;
     if wire.signature != ENTRY_SIGNATURE || wire.reserved.get() != 0 {
         return None;
     }
     let header = EntryHeader::from_wire(wire);
-    let tail_is_sound = sector_of(header.tail).is_some_and(|tail| tail < ring.len());
+    let tail_is_sound = sector_of(header.tail).is_some_and(|tail| tail < count);
     if header.log_guid != guid || header.sequence == 0 || !tail_is_sound {
         return None;
     }
-    let sectors = Sectors::of(ring, first, header.length)?;
-    let first_data = descriptors_end(&header).filter(|&end| end <= sectors.count)?;
-    let log_end = log_at.get().checked_add(len64(ring.len()).checked_mul(PAGE)?)?;
-    let mut pages = 0_usize;
-    for descriptor in descriptors(sectors, header) {
-        let (home, length) = match descriptor? {
-            Descriptor::Data { home, .. } => {
-                pages = pages.checked_add(1)?;
-                (home.get(), PAGE)
-            }
-            Descriptor::Zero { home, length } => (home.get(), length),
-        };
-        let end = home.checked_add(length)?;
-        let [tables, _] = REGION_TABLES;
-        let in_log = home < log_end && log_at.get() < end;
-        if !home.is_multiple_of(PAGE) || !length.is_multiple_of(PAGE) || home < tables.get() || in_log {
-            return None;
-        }
-    }
-    let [low, high] = halves(header.sequence);
-    let mut data = (first_data..sectors.count).map(|n| data_sector(sectors.get(n)));
-    let data_is_sound = data.all(|sector| sector.is_some_and(|s| s.sequence_high == high && s.sequence_low == low));
-    (first_data.checked_add(pages) == Some(sectors.count) && data_is_sound).then_some((wire, sectors, header))
+    let entry = Extent::at(count, first, header.length)?;
+    let first_data = descriptors_end(&header).filter(|&end| end <= entry.count)?;
+    Some((header, wire.checksum.get(), entry, first_data))
 }
 
-/// Low and high half of a sequence number as they stand in a data sector.
-fn halves(sequence: u64) -> [[u8; 4]; 2] {
-    let [a, b, c, d, e, f, g, h] = sequence.to_le_bytes();
-    [[a, b, c, d], [e, f, g, h]]
-}
-
-fn data_sector(page: Option<&Page>) -> Option<&WireDataSector> {
-    let page: &WireDataSector = zerocopy::transmute_ref!(page?);
-    (page.signature == DATA_SECTOR).then_some(page)
+/// Whether a descriptor changes whole pages that a log may change: not the headers, not the log.
+fn is_allowed(descriptor: &Descriptor, log_at: u64, log_end: u64) -> bool {
+    let (home, length) = match *descriptor {
+        Descriptor::Data { home, .. } => (home.get(), PAGE),
+        Descriptor::Zero { home, length } => (home.get(), length),
+    };
+    let [tables, _] = REGION_TABLES;
+    let Some(end) = home.checked_add(length) else { return false };
+    let in_log = home < log_end && log_at < end;
+    home.is_multiple_of(PAGE) && length.is_multiple_of(PAGE) && home >= tables.get() && !in_log
 }
 
 /// The number of the sector at a byte offset or length; `None` when it is not at the start of one.
@@ -320,43 +365,40 @@ fn descriptors_end(header: &EntryHeader) -> Option<usize> {
 
 /// The sectors of an entry, around the end of the ring.
 #[derive(Clone, Copy)]
-struct Sectors<'a> {
-    ring: &'a [Page],
+struct Extent {
+    ring: usize,
     first: usize,
     count: usize,
 }
 
-impl<'a> Sectors<'a> {
+impl Extent {
     /// `None` for lengths that are no entry's: 0, unaligned, above the ring.
-    fn of(ring: &'a [Page], first: usize, length: u32) -> Option<Self> {
-        let count = sector_of(length).filter(|&count| (1..=ring.len()).contains(&count))?;
+    fn at(ring: usize, first: usize, length: u32) -> Option<Self> {
+        let count = sector_of(length).filter(|count| (1..=ring).contains(count))?;
         Some(Self { ring, first, count })
     }
 
-    fn get(self, n: usize) -> Option<&'a Page> {
+    /// The same for an entry at a byte of the ring.
+    fn of(ring: usize, offset: u32, length: u32) -> Option<Self> {
+        Self::at(ring, sector_of(offset).filter(|&first| first < ring)?, length)
+    }
+
+    /// Where in the ring the `n`-th sector is.
+    fn place(self, n: usize) -> Option<usize> {
         let at = self.first.checked_add(n).filter(|_| n < self.count)?;
-        self.ring.get(at.checked_sub(self.ring.len()).unwrap_or(at))
-    }
-
-    fn iter(self) -> impl Iterator<Item = &'a Page> {
-        (0..self.count).map_while(move |n| self.get(n))
-    }
-
-    fn checksum(self) -> u32 {
-        let mut pages = self.iter();
-        let first = pages.next().map_or_else(|| crc32c(&[]), |page| crc32c_with_field_zeroed(page, CHECKSUM_AT));
-        pages.fold(first, |crc, page| crc32c_append(crc, page))
+        Some(at.checked_sub(self.ring).unwrap_or(at))
     }
 }
 
-/// The descriptors of an entry; an element is `None` where a descriptor is not one of this entry, or missing.
-fn descriptors(sectors: Sectors<'_>, header: EntryHeader) -> impl Iterator<Item = Option<Descriptor>> {
+/// The descriptors in one sector of an entry, `left` of which are still to come; an element is `None` where a descriptor is not one of
+/// this entry.
+fn descriptors<'a>(page: &'a Page, has_header: bool, left: &'a mut u32, sequence: u64) -> impl Iterator<Item = Option<Descriptor>> + 'a {
     // The header has the size of two descriptors, so descriptors fill slots of 32 bytes and never straddle sectors.
-    let slots = sectors.iter().flat_map(|page| page.as_chunks::<32>().0).skip(2);
-    let count = usize::try_from(header.descriptor_count).unwrap_or(usize::MAX);
-    slots.take(count).map(move |slot| {
+    let slots = page.as_chunks::<32>().0.iter().skip(if has_header { 2 } else { 0 });
+    slots.map_while(move |slot| {
+        *left = left.checked_sub(1)?;
         let wire: &WireDescriptor = zerocopy::transmute_ref!(slot);
-        Descriptor::from_wire(wire, header.sequence)
+        Some(Descriptor::from_wire(wire, sequence))
     })
 }
 

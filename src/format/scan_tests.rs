@@ -44,6 +44,34 @@ fn ring_of(entries: &[(usize, Vec<u8>)]) -> Vec<u8> {
     ring
 }
 
+fn scan(ring: &[u8], log_at: FileOffset, guid: LogGuid, file_len: u64) -> Result<ActiveSequence, FormatError> {
+    super::scan(&mut &*ring, log_at, guid, file_len)
+}
+
+/// A step of a replay with the page itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Page(FileOffset, Box<Page>),
+    Zero(FileOffset, u64),
+}
+
+fn steps(found: &ActiveSequence, ring: &[u8]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let each = found.for_each(&mut &*ring, |step| {
+        steps.push(match step {
+            Replay::Zero { home, length } => Step::Zero(home, length),
+            Replay::Page { home, page } => {
+                let mut image = ring.as_chunks::<PAGE_LEN>().0[page.sector];
+                page.restore(&mut image).unwrap();
+                Step::Page(home, Box::new(image))
+            }
+        });
+        Ok(())
+    });
+    each.unwrap();
+    steps
+}
+
 fn scanned(entries: &[(usize, Vec<u8>)]) -> Result<ActiveSequence, FormatError> {
     scan(&ring_of(entries), LOG_AT, guid(), FILE_LEN)
 }
@@ -61,7 +89,7 @@ fn an_unread_sector_hides_something_only_where_the_sequence_may_go_on() {
     // Sectors 12 and 13 hold the newest entry; the next one is torn: its header in sector 14 says three sectors, around the end.
     let mut ring = ring_of(&[(12 * PAGE_LEN, one_page(&fields(5, 12 * PAGE_LEN as u32), 1))]);
     let found = scan(&ring, LOG_AT, guid(), FILE_LEN).unwrap();
-    let hidden = |ring: &[u8]| (0..16).filter(|&sector| found.may_go_on(ring, &[sector].into())).collect::<Vec<_>>();
+    let hidden = |ring: &[u8]| (0..16).filter(|&sector| found.may_go_on(&mut &*ring, &[sector].into()).unwrap()).collect::<Vec<_>>();
     assert_eq!(hidden(&ring), [14], "nothing begins there, or what does could not be read");
     let three = encode_entry(&fields(6, 12 * PAGE_LEN as u32), &[(HOME, &page(2)), (HOME, &page(3))], &[]);
     put(&mut ring, 14 * PAGE_LEN, &three[..PAGE_LEN]);
@@ -147,11 +175,9 @@ fn the_dirty_log_of_windows_replays_its_last_two_entries() {
     ]);
     let found = scan(&ring, LOG_AT, guid(), 36 << 20).unwrap();
     assert_eq!(found.entries.iter().map(|e| e.0).collect::<Vec<_>>(), [0x5000, 0x7000]);
-    let mut steps = Vec::new();
-    found.for_each(&ring, |step| steps.push(step));
-    let mut image = Box::new(page(0));
+    let mut image = page(0);
     image[..8].copy_from_slice(&0x40_0006_u64.to_le_bytes());
-    assert_eq!(steps, vec![Replay::Page { home: HOME, image }; 2]);
+    assert_eq!(steps(&found, &ring), vec![Step::Page(HOME, Box::new(image)); 2]);
     let short = scan(&ring, LOG_AT, guid(), 35 << 20).unwrap_err();
     assert_eq!(short.fault, Fault::FileTruncated { flushed: 36 << 20, len: 35 << 20 });
 }
@@ -168,7 +194,7 @@ fn a_log_without_entries_of_the_header_is_refused() {
 fn one_empty_entry_is_a_sequence_with_nothing_to_replay() {
     let entries = [(0, encode_entry(&fields(1, 0), &[], &[]))];
     let found = scanned(&entries).unwrap();
-    assert_eq!((sequences(&found), found.replays(&ring_of(&entries)).count()), (vec![1], 0));
+    assert_eq!((sequences(&found), steps(&found, &ring_of(&entries)).len()), (vec![1], 0));
 }
 
 #[test]
@@ -197,7 +223,7 @@ fn entries_wrap_around_the_end_of_the_ring() {
     put(&mut ring, (0xF_0000 + long.len()) % (1 << 20), &one_page(&fields(8, 0xF_0000), 9));
     let found = scan(&ring, LOG_AT, guid(), FILE_LEN).unwrap();
     assert_eq!(sequences(&found), [7, 8]);
-    let fills: Vec<u8> = found.replays(&ring).map(|step| matches!(step, Replay::Page { image, .. } if image[4095] == 9).into()).collect();
+    let fills: Vec<u8> = steps(&found, &ring).iter().map(|step| matches!(step, Step::Page(_, image) if image[4095] == 9).into()).collect();
     assert_eq!((fills.len(), fills.iter().rposition(|&last| last == 1), fills.iter().sum::<u8>()), (131, Some(130), 1));
 }
 
@@ -282,8 +308,8 @@ fn a_replay_grows_the_file_as_far_as_sense_goes() {
 fn zeros_are_replayed_before_the_pages_of_their_entry() {
     let entries = [(0, encode_entry(&fields(1, 0), &[(HOME, &page(3))], &[(HOME, 0x2000)]))];
     let ring = ring_of(&entries);
-    let steps: Vec<_> = scanned(&entries).unwrap().replays(&ring).collect();
-    assert_eq!(steps, [Replay::Zero { home: HOME, length: 0x2000 }, Replay::Page { home: HOME, image: Box::new(page(3)) }]);
+    let steps = steps(&scanned(&entries).unwrap(), &ring);
+    assert_eq!(steps, [Step::Zero(HOME, 0x2000), Step::Page(HOME, Box::new(page(3)))]);
 }
 
 #[test]
@@ -295,8 +321,35 @@ fn overlapping_claims_cost_no_more_than_the_ring() {
     for at in (0..64).map(|n| n * PAGE_LEN) {
         put(&mut ring, at, &claim[..PAGE_LEN]);
     }
-    let (sectors, _) = ring.as_chunks::<PAGE_LEN>();
-    assert_eq!(Candidates::find(sectors, LOG_AT, guid()).checksummed, 0);
+    let mut counted = Counted { ring: &ring, asked: 0 };
+    assert_eq!(super::scan(&mut counted, LOG_AT, guid(), FILE_LEN).unwrap_err().fault, Fault::NoActiveSequence);
+    assert!(counted.asked <= 3 * 64, "{} sectors of 64 were asked for", counted.asked);
+    // The worst that is sound: one entry of nearly the whole ring, around its end.
+    let long = encode_entry(&fields(1, 32 * PAGE_LEN as u32), &vec![(HOME, &page(1)); 60], &[]);
+    let mut ring = vec![0; 64 * PAGE_LEN];
+    put(&mut ring, 32 * PAGE_LEN, &long);
+    let mut counted = Counted { ring: &ring, asked: 0 };
+    assert_eq!(sequences(&super::scan(&mut counted, LOG_AT, guid(), FILE_LEN).unwrap()), [1]);
+    assert!(counted.asked <= 3 * 64, "{} sectors of 64 were asked for", counted.asked);
+}
+
+/// A ring that counts the sectors it is asked for.
+struct Counted<'a> {
+    ring: &'a [u8],
+    asked: usize,
+}
+
+impl LogRing for Counted<'_> {
+    type Error = FormatError;
+
+    fn sectors(&self) -> usize {
+        self.ring.sectors()
+    }
+
+    fn sector(&mut self, number: usize) -> Result<&Page, FormatError> {
+        self.asked += 1;
+        Ok(&self.ring.as_chunks::<PAGE_LEN>().0[number])
+    }
 }
 
 /// What a ring of random history holds.
@@ -345,7 +398,7 @@ proptest! {
             (Ok(found), Some(expected)) => {
                 // Two heads with one number are nobody's history; then only the number is promised.
                 prop_assert_eq!(found.head().sequence, *expected.last().unwrap());
-                found.replays(&ring).for_each(drop);
+                steps(found, &ring);
             }
             (Err(error), None) => prop_assert_eq!(&error.fault, &Fault::NoActiveSequence),
             (fast, slow) => prop_assert!(false, "{:?} but {:?}", fast, slow),
@@ -374,7 +427,7 @@ proptest! {
         prop_assert_eq!(Some(sequences(&found)), naive(&ring));
         prop_assert_eq!(found.entries.len(), live.min(sizes.len()));
         let pages: usize = sizes.iter().rev().take(live).map(|s| s.0 + s.1).sum();
-        prop_assert_eq!(found.replays(&ring).count(), pages);
+        prop_assert_eq!(steps(&found, &ring).len(), pages);
     }
 
     #[test]
@@ -387,7 +440,7 @@ proptest! {
         changes.iter().for_each(|&(sector, at, to)| ring[sector * PAGE_LEN + at] = to);
         ring.truncate(cut);
         if let Ok(found) = scan(&ring, LOG_AT, guid(), FILE_LEN) {
-            found.replays(&ring).for_each(drop);
+            steps(&found, &ring);
         }
     }
 }

@@ -97,6 +97,11 @@ impl Store {
         Ok(Self { dir: Arc::new(dir), id: marker.id })
     }
 
+    /// Whether the directory is a store.
+    pub(super) fn is_at(dir: &Path) -> bool {
+        dir.join(MARKER).is_file()
+    }
+
     /// Where it is, without links.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -239,13 +244,17 @@ impl Store {
 
     /// The image with this identity: at the place where it is expected, or anywhere in the store.
     pub(super) fn find(&self, guid: Guid, name: &str, generation: u32) -> Result<Option<Image>, StoreError> {
-        let fits = |image: &Image| image.manifest().data_write_guid == guid;
         if let Ok(Some(image)) = self.load(name, generation)
-            && fits(&image)
+            && image.manifest().data_write_guid == guid
         {
             return Ok(Some(image));
         }
-        Ok(self.images()?.images.into_iter().find(fits))
+        self.find_by_identity(guid)
+    }
+
+    /// The image with this identity.
+    pub(super) fn find_by_identity(&self, guid: Guid) -> Result<Option<Image>, StoreError> {
+        Ok(self.images()?.images.into_iter().find(|image| image.manifest().data_write_guid == guid))
     }
 
     fn no_image(&self, reference: &ImageRef) -> StoreError {

@@ -209,6 +209,7 @@ impl Image {
             protected: options.protected,
             removing: false,
             savepoints: Vec::new(),
+            dropping: Vec::new(),
             steps: Vec::new(),
         }
     }

@@ -5,6 +5,7 @@
 
 use super::error::StoreError;
 use super::load::is_zero;
+use super::manifest::Manifest;
 use crate::chain::{Disk, ExtentKind};
 use crate::progress::{Cancel, Phase, Progress};
 use std::fmt::Write;
@@ -45,6 +46,16 @@ pub(super) fn decode(path: &Path, block_size: u64, text: &str) -> Result<Vec<Blo
     let digests: Option<Vec<BlockDigest>> = lines.lines().map(parse).collect();
     let digests = digests.ok_or_else(|| damaged("a line is not a block number and a digest".into()))?;
     if digests.is_sorted_by(|a, b| a.block < b.block) { Ok(digests) } else { Err(damaged("its lines are not in order".into())) }
+}
+
+/// Reads the file of an image and holds it against the manifest.
+pub(super) fn read(path: &Path, manifest: &Manifest) -> Result<Vec<BlockDigest>, StoreError> {
+    let text = std::fs::read(path).map_err(StoreError::io("read the digests", path))?;
+    if blake3::hash(&text).to_hex().as_str() != manifest.digest {
+        let what = "its digest is not the one in the manifest".to_owned();
+        return Err(StoreError::Damaged { path: path.to_path_buf(), what, next: "restore it from a copy, or refresh the image" });
+    }
+    decode(path, manifest.block_size, &String::from_utf8_lossy(&text))
 }
 
 /// Reads every block that may hold data, in order, and calls `each` with its number and its digest; `None` if it is zeros after all.

@@ -1,6 +1,6 @@
 //! What can go wrong with images and clones, each in one sentence: what, where, and what to do next.
 
-use crate::chain::{CreateError, OpenError, RelinkError};
+use crate::chain::{CreateError, OpenError, RelinkError, SwitchError};
 use crate::disk::error::DiskError;
 use crate::kind::ErrorKind;
 use crate::storage::{StorageError, io_kind};
@@ -238,6 +238,22 @@ pub enum StoreError {
         /// Why.
         source: RelinkError,
     },
+    /// A clone that is in use cannot be saved.
+    #[error("cannot save {}: {source}", clone.display())]
+    Switch {
+        /// The clone.
+        clone: PathBuf,
+        /// Why, and whether it takes effect later.
+        source: SwitchError,
+    },
+    /// The process that has the clone open could not do what it was asked.
+    #[error("{message}")]
+    Remote {
+        /// What sort of failure.
+        kind: ErrorKind,
+        /// What it said.
+        message: String,
+    },
     /// Reading or writing a VHDX failed.
     #[error("{}: {source}", path.display())]
     Disk {
@@ -269,6 +285,8 @@ impl StoreError {
             Self::Open { source, .. } => source.kind(),
             Self::Create { source, .. } => source.kind(),
             Self::Relink { source, .. } => source.kind(),
+            Self::Switch { source, .. } => source.kind(),
+            Self::Remote { kind, .. } => *kind,
             Self::Disk { source, .. } => source.kind(),
         }
     }

@@ -16,6 +16,7 @@
 //! anywhere/alice.vhdx            a clone: a differencing disk, usable by any VHDX software
 //! anywhere/alice.vhdx.json       its sidecar: whose clone it is, savepoints, protection, expiry
 //! anywhere/alice.NAME.avhdx      a savepoint of it
+//! anywhere/alice.vhdx.control    there while somebody serves it: takes requests to save it
 //! ```
 //!
 //! # How twenty processes share a store without a lock of the store
@@ -39,16 +40,21 @@
 mod catalog;
 mod clock;
 mod clone;
+#[cfg(unix)]
+mod control;
 mod create;
 mod digest;
 mod error;
 mod files;
+mod fold;
 #[expect(clippy::module_inception, reason = "the floor and the noun in it have one name: house style")]
 mod image;
+mod live;
 mod load;
 mod manifest;
 mod names;
 mod open;
+mod prove;
 mod record;
 mod registry;
 mod remove;
@@ -62,11 +68,16 @@ mod sweep;
 pub use catalog::{Catalog, Problem, Store};
 pub use clock::Timestamp;
 pub use clone::{CloneDisk, Origin, ResetOptions};
+#[cfg(unix)]
+pub use control::{Control, ControlStopper};
 pub use create::{CloneOptions, IfExists};
 pub use error::StoreError;
+pub use fold::Dropped;
 pub use image::{Image, ImageOptions};
+pub use live::{LiveClone, Saved};
 pub use manifest::{Manifest, SourceInfo};
 pub use names::ImageRef;
+pub use prove::relink_proven;
 pub use record::{CloneId, Savepoint, StepCost};
 pub use registry::{CloneState, CloneSummary};
 pub use remove::Pruned;

@@ -74,6 +74,8 @@ impl CloneDisk {
 
     /// The files below something that stands on `parent`, nearest first.
     pub(super) fn line(&self, record: &Record, mut parent: Guid) -> Result<Vec<PathBuf>, StoreError> {
+        let mut record = record.clone();
+        record.ask_the_files(self.dir());
         let mut line = Vec::new();
         // Each savepoint at most once: a record cannot lead in circles.
         for _ in 0..=record.savepoints.len() {
@@ -83,7 +85,7 @@ impl CloneDisk {
         }
         match self.store.find(parent, &record.image, record.generation)? {
             Some(image) => line.push(image.path()),
-            None => return Err(self.image_is_gone(parent, record)),
+            None => return Err(self.image_is_gone(parent, &record)),
         }
         Ok(line)
     }

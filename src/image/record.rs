@@ -106,6 +106,9 @@ pub(super) struct Record {
     pub(super) removing: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) savepoints: Vec<Savepoint>,
+    /// Savepoints that somebody has begun to drop: what stands on them changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) dropping: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) steps: Vec<StepCost>,
 }

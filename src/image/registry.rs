@@ -191,6 +191,22 @@ impl Store {
         Ok(clone)
     }
 
+    /// The clone that a file is, by its sidecar; `None` for a file that has none, or whose store is not there.
+    ///
+    /// # Errors
+    /// `Io` when the file's directory cannot be read.
+    pub fn clone_of_file(path: impl AsRef<Path>) -> Result<Option<CloneDisk>, StoreError> {
+        let path = files::real_path(path.as_ref())?;
+        let Ok(Some(record)) = files::read_if_there::<Record>(&sidecar_of(&path)) else { return Ok(None) };
+        // Opening makes a store of a directory that is none.
+        if !Self::is_at(&record.store_path) {
+            return Ok(None);
+        }
+        let store = Self::open(&record.store_path)?;
+        let clone = CloneDisk { store, path, origin: Origin::Found };
+        Ok(clone.record().is_ok().then_some(clone))
+    }
+
     /// The clone that somebody means by a path, a name, or an identity.
     ///
     /// # Errors

@@ -32,6 +32,14 @@ impl CloneDisk {
     pub fn repair(&self) -> Result<Repaired, StoreError> {
         let mut repaired = Repaired { clone: self.path.clone(), done: Vec::new(), failed: None };
         let sidecar_was_there = files::exists(&self.sidecar())?;
+        for name in self.record()?.dropping {
+            match self.drop_savepoint(&name) {
+                Ok(()) => repaired.done.push(format!("the savepoint {name} was being dropped, and that is finished")),
+                // The note was all that there was, or the clone is in use and can go on as it is.
+                Err(StoreError::NoSavepoint { .. } | StoreError::SavepointsInTheWay { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
         let (mut held, mut record) = self.hold()?;
         if !sidecar_was_there {
             repaired.done.push("its sidecar was missing and has been written again".to_owned());

@@ -15,7 +15,7 @@
 //! use of the clone does first.
 //!
 //! Reverting puts a new empty child over a savepoint in place of the clone's file; that is one rename. Savepoints form a tree: those
-//! made after the one that was reverted to stay, until they are dropped.
+//! made after the one that was reverted to stay, until they are dropped (`fold.rs`).
 
 use super::clock::Timestamp;
 use super::clone::CloneDisk;
@@ -75,7 +75,7 @@ impl CloneDisk {
     }
 
     /// A free name for a savepoint's file. It is taken when another clone had this one's name and was renamed.
-    fn savepoint_file(&self, name: &str) -> Result<String, StoreError> {
+    pub(super) fn savepoint_file(&self, name: &str) -> Result<String, StoreError> {
         for n in 1.. {
             let number = if n == 1 { String::new() } else { format!("-{n}") };
             let file = format!("{}.{name}{number}.avhdx", self.name());
@@ -121,28 +121,7 @@ impl CloneDisk {
         Ok(())
     }
 
-    /// Removes a savepoint that nothing stands on.
-    ///
-    /// # Errors
-    /// `NoSavepoint`; `SavepointsInTheWay` when the clone or a later savepoint stands on it.
-    pub fn drop_savepoint(&self, name: &str) -> Result<(), StoreError> {
-        let (mut held, mut record) = self.hold()?;
-        let savepoint = record.savepoint(name).ok_or_else(|| self.no_savepoint(&record, name))?.clone();
-        let in_the_way = |names, next| StoreError::SavepointsInTheWay { clone: self.path.clone(), names, next };
-        let above = record.savepoints.iter().filter(|other| other.parent == savepoint.data_write_guid);
-        let above: Vec<String> = above.map(|other| other.name.clone()).collect();
-        if !above.is_empty() {
-            return Err(in_the_way(above, "they stand on it; drop them first"));
-        }
-        if files::exists(&self.path)? && self.linkage()? == savepoint.data_write_guid {
-            return Err(in_the_way(vec![savepoint.name], "the clone stands on it; revert to another savepoint or reset the clone first"));
-        }
-        files::remove(&self.dir().join(&savepoint.file))?;
-        record.savepoints.retain(|other| other.name != name);
-        self.note(&mut held, &mut record, Durability::Durable)
-    }
-
-    fn no_savepoint(&self, record: &Record, name: &str) -> StoreError {
+    pub(super) fn no_savepoint(&self, record: &Record, name: &str) -> StoreError {
         let have = record.savepoints.iter().map(|savepoint| savepoint.name.clone()).collect();
         StoreError::NoSavepoint { clone: self.path.clone(), name: name.to_owned(), have }
     }
@@ -150,11 +129,13 @@ impl CloneDisk {
     /// Finishes or undoes what is pending, and forgets savepoints whose file is gone and that nobody needs. Says whether anything
     /// changed. The caller holds the sidecar.
     pub(super) fn settle_savepoints(&self, record: &mut Record) -> Result<bool, StoreError> {
-        let before = record.savepoints.clone();
+        let before = (record.savepoints.clone(), record.dropping.clone());
+        record.ask_the_files(self.dir());
+        let all = record.savepoints.clone();
         let mut kept = Vec::new();
         for mut savepoint in std::mem::take(&mut record.savepoints) {
             let place = self.dir().join(&savepoint.file);
-            let needed = before.iter().any(|other| other.parent == savepoint.data_write_guid);
+            let needed = all.iter().any(|other| other.parent == savepoint.data_write_guid);
             match (savepoint.pending, files::exists(&self.path)?, files::exists(&place)?) {
                 (true, _, false) => {}
                 (false, _, false) if !needed && !self.stands_on(savepoint.data_write_guid) => {}
@@ -169,7 +150,7 @@ impl CloneDisk {
             }
         }
         record.savepoints = kept;
-        Ok(record.savepoints != before)
+        Ok((&record.savepoints, &record.dropping) != (&before.0, &before.1))
     }
 
     /// Whether the clone stands on this; also when that cannot be told.

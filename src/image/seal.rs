@@ -146,12 +146,7 @@ impl Image {
             let next = "restore it from a copy, or refresh the image";
             StoreError::Damaged { path: path.to_path_buf(), what, next }
         };
-        let digests_path = self.digests_path();
-        let text = std::fs::read(&digests_path).map_err(StoreError::io("read the digests", &digests_path))?;
-        if blake3::hash(&text).to_hex().as_str() != manifest.digest {
-            return Err(damaged(&digests_path, "its digest is not the one in the manifest".into()));
-        }
-        let sealed = digest::decode(&digests_path, manifest.block_size, &String::from_utf8_lossy(&text))?;
+        let sealed = digest::read(&self.digests_path(), manifest)?;
         let disk = Disk::open(&path, &OpenOptions::new().parents(ParentPolicy::Deny)).map_err(StoreError::open(&path))?;
         let info = disk.info().map_err(StoreError::disk(&path))?;
         let found = (info.data_write_guid.get(), info.virtual_size, info.block_size);
@@ -162,25 +157,37 @@ impl Image {
         if let Some(finding) = disk.check().map_err(StoreError::disk(&path))?.errors.into_iter().next() {
             return Err(damaged(&path, format!("{} at {}: {}", finding.structure, finding.at, finding.message)));
         }
-        let bad = |block: u64| {
-            let offset = block * manifest.block_size;
-            let len = manifest.block_size.min(manifest.virtual_size.saturating_sub(offset));
-            StoreError::BadBlock { image: self.reference(), path: path.clone(), block, offset, len }
-        };
-        let mut expected = sealed.iter().peekable();
-        let mut verified = Verified { blocks: 0, bytes: 0 };
-        digest::walk(&disk, &path, manifest.block_size, Phase::Verify, progress, cancel, |block, found| {
-            verified.bytes += manifest.block_size.min(manifest.virtual_size - block * manifest.block_size);
-            if let Some(missing) = expected.peek().filter(|next| next.block < block) {
-                return Err(bad(missing.block));
-            }
-            let wanted = expected.next_if(|next| next.block == block).map(|next| next.digest);
-            verified.blocks += u64::from(wanted.is_some());
-            if found == wanted { Ok(()) } else { Err(bad(block)) }
-        })?;
-        match expected.next() {
-            Some(missing) => Err(bad(missing.block)),
-            None => Ok(verified),
+        match_blocks(&disk, &path, manifest, &sealed, progress, cancel)
+    }
+}
+
+/// Reads a whole disk and compares it with the digests of an image, block by block.
+pub(super) fn match_blocks(
+    disk: &Disk,
+    path: &Path,
+    manifest: &Manifest,
+    sealed: &[BlockDigest],
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Verified, StoreError> {
+    let bad = |block: u64| {
+        let offset = block * manifest.block_size;
+        let len = manifest.block_size.min(manifest.virtual_size.saturating_sub(offset));
+        StoreError::BadBlock { image: manifest.reference(), path: path.to_path_buf(), block, offset, len }
+    };
+    let mut expected = sealed.iter().peekable();
+    let mut verified = Verified { blocks: 0, bytes: 0 };
+    digest::walk(disk, path, manifest.block_size, Phase::Verify, progress, cancel, |block, found| {
+        verified.bytes += manifest.block_size.min(manifest.virtual_size - block * manifest.block_size);
+        if let Some(missing) = expected.peek().filter(|next| next.block < block) {
+            return Err(bad(missing.block));
         }
+        let wanted = expected.next_if(|next| next.block == block).map(|next| next.digest);
+        verified.blocks += u64::from(wanted.is_some());
+        if found == wanted { Ok(()) } else { Err(bad(block)) }
+    })?;
+    match expected.next() {
+        Some(missing) => Err(bad(missing.block)),
+        None => Ok(verified),
     }
 }

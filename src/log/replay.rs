@@ -11,50 +11,53 @@
 //!   4. header without a log GUID, synced               crash: either; everything the log held is home
 //!   5. the other slot likewise, synced                 crash: as 4
 //!
+//! The log is read in pieces ([`Window`]) and its pages are never copied: the outcome says where in the log each of them is, and a
+//! replay to disk carries them over one after the other. Until step 4 nothing writes to the log, so they stay where they are.
+//!
 //! A sector of the log that cannot be read (a write was torn there once, and nobody came by since) counts like a torn one, as long
 //! as it cannot hide anything: if it lies where the sequence may go on, flushed data may be behind it, and the error is reported.
 
 use super::headers::{HeaderError, HeaderPair};
 use super::overlay::{Outcome, Overlay};
-use super::writer::write_pages;
-use crate::format::{self, ActiveSequence};
+use super::window::Window;
+use super::writer::HomeRun;
+use crate::format;
 use crate::guid::{FileWriteGuid, LogGuid};
-use crate::storage::{self, Storage, StorageError, SyncSite};
+use crate::storage::{self, Operation, Storage, StorageError, SyncSite};
 use crate::units::{FileOffset, PAGE_LEN};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A file whose log holds what its regions lack.
 pub(crate) struct Unreplayed {
     file: Arc<dyn Storage>,
     file_len: u64,
-    log: Vec<u8>,
-    sequence: ActiveSequence,
+    outcome: Outcome,
 }
 
 impl Unreplayed {
-    /// Reads the log that the current header names and finds its active sequence.
+    /// Reads the log that the current header names, finds its active sequence and what a replay of that leaves.
     ///
     /// The caller has checked the header's fields, so the log lies inside the file and is not longer than the cap.
     pub(crate) fn find(file: &Arc<dyn Storage>, file_len: u64, headers: &HeaderPair) -> Result<Self, HeaderError> {
         let header = headers.current();
-        let mut log = vec![0; header.log_length as usize];
-        let unread = match storage::read_exact(&**file, &mut log, header.log_offset) {
-            Ok(()) => None,
-            Err(e) => Some((read_what_reads(&**file, &mut log, header.log_offset).ok_or_else(|| e.clone())?, e)),
-        };
-        let found = format::scan(&log, FileOffset::new(header.log_offset), header.log, file_len);
-        let sequence = match (found, unread) {
-            (found, None) => found?,
-            (Ok(sequence), Some((sectors, _))) if !sequence.may_go_on(&log, &sectors) => sequence,
-            (_, Some((_, e))) => return Err(e.into()),
-        };
-        Ok(Self { file: Arc::clone(file), file_len, log, sequence })
+        let mut log = Window::new(&**file, header.log_offset, header.log_length as usize / PAGE_LEN);
+        let found = format::scan(&mut log, FileOffset::new(header.log_offset), header.log, file_len);
+        if let Some((sectors, error)) = log.unread() {
+            let hidden = match &found {
+                Ok(sequence) => sequence.may_go_on(&mut log, &sectors)?,
+                Err(_) => true,
+            };
+            if hidden {
+                return Err(error.into());
+            }
+        }
+        let outcome = Outcome::of(&mut log, header.log_offset, &found?)?;
+        Ok(Self { file: Arc::clone(file), file_len, outcome })
     }
 
     /// The file as it would be after a replay, without changing it.
     pub(crate) fn into_memory(self) -> Arc<Overlay> {
-        Arc::new(Overlay::new(self.file, self.file_len, Outcome::of(&self.log, &self.sequence)))
+        Arc::new(Overlay::new(self.file, self.file_len, self.outcome))
     }
 }
 
@@ -68,7 +71,13 @@ pub(crate) fn onto_disk(file: &dyn Storage, outcome: &Outcome, headers: &mut Hea
     for (&start, &end) in &outcome.zeros {
         zero(file, start, end - start)?;
     }
-    write_pages(file, outcome.pages.iter().map(|(&home, image)| (home, &**image)))?;
+    let mut homes = HomeRun::default();
+    let mut image = [0; PAGE_LEN];
+    for (&home, page) in &outcome.pages {
+        page.read(file, &mut image).map_err(|e| StorageError::new(Operation::Read, page.at, e))?;
+        homes.add(file, home, &image)?;
+    }
+    homes.finish(file)?;
     // MS-VHDX 2.3.1.1: the file must reach at least the head's LastFileOffset.
     if storage::len(file)? < outcome.len {
         storage::set_len(file, outcome.len)?;
@@ -80,25 +89,6 @@ pub(crate) fn onto_disk(file: &dyn Storage, outcome: &Outcome, headers: &mut Hea
     storage::sync(file, SyncSite::ReplaySecond)?;
     headers.settled();
     Ok(())
-}
-
-/// Sectors of a log that may be unreadable. With more of them it is the storage that is gone, and asking on would take long.
-const MOST_UNREAD: usize = 16;
-
-/// Reads the log sector by sector. Returns which did not read, as long as they are few; they are zeros.
-#[cold]
-fn read_what_reads(file: &dyn Storage, log: &mut [u8], at: u64) -> Option<BTreeSet<usize>> {
-    let mut unread = BTreeSet::new();
-    for (number, sector) in log.chunks_mut(PAGE_LEN).enumerate() {
-        if storage::read_exact(file, sector, at + (number * PAGE_LEN) as u64).is_err() {
-            sector.fill(0);
-            unread.insert(number);
-            if unread.len() > MOST_UNREAD {
-                return None;
-            }
-        }
-    }
-    Some(unread)
 }
 
 /// Zeroes a range; the file grows to hold it.

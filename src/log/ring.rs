@@ -79,8 +79,14 @@ impl Ring {
 
     /// The pieces of the file that an entry of `bytes` at the head covers: one, or two when it wraps.
     pub(crate) fn pieces(&self, bytes: u64) -> [(u64, u64); 2] {
-        let first = bytes.min(self.len - self.head);
-        [(self.head, first), (0, bytes - first)]
+        self.stretch(self.head, bytes)
+    }
+
+    /// The pieces of `bytes` from `start` on, which may lie one lap ahead. No more than one lap.
+    pub(crate) fn stretch(&self, start: u64, bytes: u64) -> [(u64, u64); 2] {
+        let start = start % self.len;
+        let first = bytes.min(self.len - start);
+        [(start, first), (0, bytes - first)]
     }
 }
 

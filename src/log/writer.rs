@@ -3,11 +3,18 @@
 //! The order of a commit is a chain of types, each step taking the one before:
 //!
 //! ```text
-//! Frozen --settle(barrier 1)--> Settled --append--> Logged --settle(barrier 2)--> Durable --accept--> pages that may go home
+//! Frozen --settle(barrier 1)--> Settled --append, barrier 2--> Durable --accept--> pages that may go home
+//! Frozen --write_unnamed--> Logged --settle(barrier 1)--> Durable --name, barrier 2--> pages that may go home
 //! ```
 //!
 //! A [`Barrier`] comes out of a sync and nowhere else, and knows when the sync began; `settle` refuses one that began before
 //! the step it is meant to harden, because that is a bug that costs data.
+//!
+//! **A log laid down in advance.** Where the storage writes durably ([`Storage::writes_durably`]), the part of the ring that comes next
+//! is filled with zeros before barrier 1, which hardens it on the way. Barrier 2 is then one durable write of the entry into space
+//! the file system has already given: no journal commit, which is what a small sync mostly waits for. It hardens the entry *and nothing
+//! else*: mirrored headers and pages brought home stay unsettled until the next sync of the file, so only [`LogWriter::sync`]
+//! says otherwise. What is laid down is a matter of speed alone: zeros that a crash loses, or never writes, cost a commit later.
 //!
 //! The first entry of a session is special: no header names the log yet, so whatever stands in it counts for nothing. The
 //! entry is written together with the payload, one sync hardens both, and the header that names the log is the second
@@ -16,7 +23,7 @@
 use super::headers::{HeaderError, HeaderPair};
 use super::ring::Ring;
 use crate::format::{EntryFields, encode_entry, entry_len};
-use crate::guid::LogGuid;
+use crate::guid::{DataWriteGuid, LogGuid};
 use crate::kind::ErrorKind;
 use crate::storage::{self, Operation, Storage, StorageError, SyncSite};
 use crate::units::{FileOffset, PAGE, PAGE_LEN};
@@ -28,6 +35,8 @@ const MAX_ENTRY: u64 = 4 << 20;
 const HEAL_READ: u64 = 256 << 10;
 /// Most bytes of adjacent pages that travel home in one write.
 const MAX_WRITE: usize = 256 << 10;
+/// Bytes laid down ahead of the head, at least and at most. A clone that is flushed once keeps its log small.
+const LAY_AHEAD: (u64, u64) = (32 << 10, 256 << 10);
 
 /// A page on its way to the file.
 #[derive(Clone)]
@@ -87,6 +96,11 @@ pub(crate) struct Durable {
 }
 
 impl Frozen {
+    /// How many they are.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
     /// Barrier 1: the payload that these pages point at is durable.
     pub(crate) fn settle(self, barrier: &Barrier) -> Settled {
         assert!(barrier.began > self.copied, "the sync began before the pages were copied");
@@ -127,13 +141,33 @@ pub(crate) struct LogWriter {
     pending: BTreeMap<u64, Box<[u8; PAGE_LEN]>>,
     applied_unsynced: bool,
     clock: u64,
+    /// Bytes that went through the ring in this session; where the ring began is 0.
+    walked: u64,
+    /// Up to where, counted likewise, the file system has given space; never more than one lap.
+    laid: u64,
+    /// Where the ring began.
+    origin: u64,
+    /// Whether there was no room to lay more down.
+    is_full: bool,
 }
 
 impl LogWriter {
     /// A log of `len` bytes at `at` that no header names.
     pub(crate) fn new(at: u64, len: u64, first_sequence: u64) -> Self {
-        let ring = Ring::new(len, first_head(len));
-        Self { at, ring, guid: None, sequence: first_sequence, pending: BTreeMap::new(), applied_unsynced: false, clock: 0 }
+        let origin = first_head(len);
+        Self {
+            at,
+            ring: Ring::new(len, origin),
+            guid: None,
+            sequence: first_sequence,
+            pending: BTreeMap::new(),
+            applied_unsynced: false,
+            clock: 0,
+            walked: 0,
+            laid: 0,
+            origin,
+            is_full: false,
+        }
     }
 
     fn tick(&mut self) -> u64 {
@@ -196,13 +230,17 @@ impl LogWriter {
 
     /// Wipes what cannot be read of a log that nobody names: a power cut may have torn an entry there. Left alone it would stand
     /// behind an entry of ours some day, and a replay would have to fear that it hides the next one (`replay.rs`).
-    fn heal(&self, file: &dyn Storage) -> Result<(), StorageError> {
+    fn heal(&mut self, file: &dyn Storage) -> Result<(), StorageError> {
         let end = self.at + self.ring.len();
         let mut buffer = vec![0; HEAL_READ.min(self.ring.len()) as usize];
         let mut at = self.at;
         while at < end {
             let data = file.next_data(at).map_err(|e| StorageError::new(Operation::Seek, at, e))?;
             let Some((start, stop)) = data.filter(|&(start, _)| start < end) else { break };
+            if start <= self.at + self.origin {
+                // Space that earlier sessions used. What wraps around is not counted.
+                self.laid = self.laid.max(stop.min(end).saturating_sub(self.at + self.origin) / PAGE * PAGE);
+            }
             // Whole sectors, so that a wiped one is wiped whole.
             let start = start - (start - self.at) % PAGE;
             let part = &mut buffer[..(stop.min(end) - start).next_multiple_of(PAGE).min(HEAL_READ) as usize];
@@ -218,6 +256,32 @@ impl LogWriter {
         Ok(())
     }
 
+    /// Lays the log down ahead of the next entry, which will have `pages` pages, if that buys anything. The caller syncs the file
+    /// next.
+    pub(crate) fn lay_down(&mut self, file: &dyn Storage, pages: usize) -> Result<(), StorageError> {
+        let needed = self.walked + entry_len(pages, 0) as u64;
+        if needed <= self.laid || self.laid >= self.ring.len() || self.is_full || !file.writes_durably() {
+            return Ok(());
+        }
+        let (least, most) = LAY_AHEAD;
+        let from = self.laid.max(self.walked);
+        let to = (needed + self.walked.clamp(least, most)).min(self.ring.len());
+        // One lap at most and nothing behind `walked`: no entry stands there, whether named or not.
+        for (start, len) in self.ring.stretch(self.origin + from, to.saturating_sub(from)) {
+            match storage::write_zeros(file, self.at + start, len) {
+                Ok(()) => {}
+                // The entry itself may still find room, and then a sync hardens it.
+                Err(e) if e.kind() == ErrorKind::NoSpace => {
+                    self.is_full = true;
+                    return Ok(());
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        self.laid = to.max(from);
+        Ok(())
+    }
+
     /// Writes the first entry of the session, which no header names yet. The caller syncs payload and entry in one barrier
     /// and then calls [`LogWriter::name`].
     pub(crate) fn write_unnamed(
@@ -230,6 +294,7 @@ impl LogWriter {
         self.heal(file)?;
         let guid = LogGuid::random();
         let Frozen { pages, .. } = frozen;
+        self.lay_down(file, pages.len())?;
         let logged = self.write_entry(file, guid, pages, lengths)?;
         Ok((guid, logged))
     }
@@ -243,20 +308,48 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Appends a batch, making room first if need be. Returns what the next sync ([`SyncSite::Log`]) will harden.
+    /// Appends a batch and makes it durable, making room first if need be.
     pub(crate) fn append(
         &mut self,
         file: &dyn Storage,
         headers: &mut HeaderPair,
         settled: Settled,
         lengths: Lengths,
-    ) -> Result<Logged, LogError> {
+    ) -> Result<Durable, LogError> {
         let guid = self.guid.expect("a log is named before it is appended to");
         let bytes = entry_len(settled.pages.len(), 0) as u64;
         if !self.ring.fits(bytes) {
             self.make_room(file, headers, guid, lengths)?;
         }
-        Ok(self.write_entry(file, guid, settled.pages, lengths)?)
+        self.harden_entry(file, headers, guid, settled.pages, lengths, SyncSite::Log)
+    }
+
+    /// Writes an entry and makes it durable: in one durable write of it alone where the log is laid down, by a sync otherwise.
+    fn harden_entry(
+        &mut self,
+        file: &dyn Storage,
+        headers: &mut HeaderPair,
+        guid: LogGuid,
+        pages: Vec<Page>,
+        lengths: Lengths,
+        site: SyncSite,
+    ) -> Result<Durable, LogError> {
+        let bytes = entry_len(pages.len(), 0) as u64;
+        let [(start, whole), (_, wrapped)] = self.ring.pieces(bytes);
+        if wrapped == 0 && self.walked + bytes <= self.laid_for_good() && file.writes_durably() {
+            let entry = self.encode(guid, &pages, lengths);
+            debug_assert_eq!(whole, entry.len() as u64, "an entry has the length it says");
+            storage::write_durable(file, &entry, self.at + start, site)?;
+            return Ok(Durable { pages, bytes });
+        }
+        let entry = self.write_entry(file, guid, pages, lengths)?;
+        let barrier = self.sync(file, headers, site)?;
+        Ok(entry.settle(&barrier))
+    }
+
+    /// Up to where the ring has space of the file system's, counted as [`LogWriter::walked`] is: after one lap, everywhere.
+    fn laid_for_good(&self) -> u64 {
+        if self.laid >= self.ring.len() { u64::MAX } else { self.laid }
     }
 
     /// Empties the ring. In this order:
@@ -269,18 +362,22 @@ impl LogWriter {
             let _ = self.sync(file, headers, SyncSite::Home)?;
         }
         debug_assert!(self.ring.fits_empty(), "the spare sector takes the entry that moves the tail");
-        let empty = self.write_entry(file, guid, Vec::new(), lengths)?;
-        let barrier = self.sync(file, headers, SyncSite::LogTail)?;
-        self.accept(empty.settle(&barrier));
+        let empty = self.harden_entry(file, headers, guid, Vec::new(), lengths, SyncSite::LogTail)?;
+        self.accept(empty);
         Ok(())
     }
 
-    fn write_entry(&mut self, file: &dyn Storage, log_guid: LogGuid, pages: Vec<Page>, lengths: Lengths) -> Result<Logged, StorageError> {
+    /// The bytes of the next entry.
+    fn encode(&self, log_guid: LogGuid, pages: &[Page], lengths: Lengths) -> Vec<u8> {
         let tail = u32::try_from(self.ring.tail_to_record()).expect("logs are far below 4 GiB");
         let fields =
             EntryFields { tail, sequence: self.sequence, log_guid, flushed_file_offset: lengths.flushed, last_file_offset: lengths.last };
         let list: Vec<(FileOffset, &[u8; PAGE_LEN])> = pages.iter().map(|page| (page.home, &*page.image)).collect();
-        let entry = encode_entry(&fields, &list, &[]);
+        encode_entry(&fields, &list, &[])
+    }
+
+    fn write_entry(&mut self, file: &dyn Storage, log_guid: LogGuid, pages: Vec<Page>, lengths: Lengths) -> Result<Logged, StorageError> {
+        let entry = self.encode(log_guid, &pages, lengths);
         let bytes = entry.len() as u64;
         let mut done = 0;
         for (start, len) in self.ring.pieces(bytes) {
@@ -295,6 +392,10 @@ impl LogWriter {
     /// Takes note that an entry is durable: the ring moves on and its pages wait to go home.
     pub(crate) fn accept(&mut self, durable: Durable) {
         self.ring.appended(durable.bytes, !durable.pages.is_empty());
+        self.walked += durable.bytes;
+        if self.walked >= self.ring.len() {
+            self.laid = self.ring.len();
+        }
         self.sequence += 1;
         for page in durable.pages {
             self.pending.insert(page.home.get(), page.image);
@@ -302,9 +403,9 @@ impl LogWriter {
     }
 
     /// Ends the session: everything home, then the log is declared empty in both headers. See `replay.rs` for what a crash
-    /// after each of the last steps leaves; they are the same.
-    pub(crate) fn stop(&mut self, file: &dyn Storage, headers: &mut HeaderPair) -> Result<(), LogError> {
-        if self.guid.is_none() {
+    /// after each of the last steps leaves; they are the same. A `data_write` given becomes the file's in the same headers.
+    pub(crate) fn stop(&mut self, file: &dyn Storage, headers: &mut HeaderPair, data_write: Option<DataWriteGuid>) -> Result<(), LogError> {
+        if self.guid.is_none() && data_write.is_none() {
             if headers.mirror_in_flight() {
                 let _ = self.sync(file, headers, SyncSite::CloseSecond)?;
             }
@@ -312,11 +413,19 @@ impl LogWriter {
         }
         self.apply(file)?;
         let _ = self.sync(file, headers, SyncSite::CloseHome)?;
-        headers.change(file, SyncSite::CloseFirst, |header| header.log = LogGuid::default())?;
+        headers.change(file, SyncSite::CloseFirst, |header| {
+            header.log = LogGuid::default();
+            header.data_write = data_write.unwrap_or(header.data_write);
+        })?;
         self.guid = None;
         headers.mirror(file)?;
         let _ = self.sync(file, headers, SyncSite::CloseSecond)?;
         Ok(())
+    }
+
+    /// The newest durable image of a page that is not home yet.
+    pub(crate) fn pending(&self, home: u64) -> Option<&[u8; PAGE_LEN]> {
+        self.pending.get(&home).map(|image| &**image)
     }
 }
 
@@ -332,19 +441,43 @@ fn first_head(len: u64) -> u64 {
     (crate::storage::sim::log_start() * PAGE).checked_rem(len).unwrap_or(0)
 }
 
-/// Writes pages to their homes, adjacent ones in one call. The pages come sorted by home.
+/// Writes pages to their homes. The pages come sorted by home.
 pub(crate) fn write_pages<'a>(file: &dyn Storage, pages: impl Iterator<Item = (u64, &'a [u8; PAGE_LEN])>) -> Result<(), StorageError> {
-    let mut run: Vec<u8> = Vec::new();
-    let mut start = 0;
+    let mut homes = HomeRun::default();
     for (home, image) in pages {
-        if !run.is_empty() && (start + run.len() as u64 != home || run.len() >= MAX_WRITE) {
-            storage::write_all(file, &run, start)?;
-            run.clear();
-        }
-        if run.is_empty() {
-            start = home;
-        }
-        run.extend_from_slice(image);
+        homes.add(file, home, image)?;
     }
-    if run.is_empty() { Ok(()) } else { storage::write_all(file, &run, start) }
+    homes.finish(file)
+}
+
+/// Pages on their way to their homes, sorted by home: adjacent ones travel in one call.
+#[derive(Default)]
+pub(crate) struct HomeRun {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl HomeRun {
+    /// Takes the next page, and writes what it does not continue.
+    pub(crate) fn add(&mut self, file: &dyn Storage, home: u64, image: &[u8; PAGE_LEN]) -> Result<(), StorageError> {
+        if self.start + self.bytes.len() as u64 != home || self.bytes.len() >= MAX_WRITE {
+            self.write(file)?;
+            self.start = home;
+        }
+        self.bytes.extend_from_slice(image);
+        Ok(())
+    }
+
+    /// Writes what is left.
+    pub(crate) fn finish(mut self, file: &dyn Storage) -> Result<(), StorageError> {
+        self.write(file)
+    }
+
+    fn write(&mut self, file: &dyn Storage) -> Result<(), StorageError> {
+        if !self.bytes.is_empty() {
+            storage::write_all(file, &self.bytes, self.start)?;
+            self.bytes.clear();
+        }
+        Ok(())
+    }
 }

@@ -132,9 +132,10 @@ impl BatTable {
             storage::read_zero_extended(file, &mut image[..], self.page_home(page).get())?;
             let words = Words::new(&image);
             let first = page * u64::from(ENTRIES);
-            let suspect = words.iter(Ordering::Relaxed).zip(first..).any(|(word, index)| {
-                word != 0 && index < self.entries && self.fault(BatIndex::new(index as u32), word).is_some()
-            });
+            let suspect = words
+                .iter(Ordering::Relaxed)
+                .zip(first..)
+                .any(|(word, index)| word != 0 && index < self.entries && self.fault(BatIndex::new(index as u32), word).is_some());
             Ok(BatPage { words, suspect, dirty: DirtyFlag::new() })
         })
     }
@@ -189,7 +190,7 @@ impl BatTable {
         if let Some(page) = self.pages.get(Self::page_of(index))
             && !page.suspect
             // Acquire as in `load`.
-            && let Ok(state) = PayloadState::decode(page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire))
+            && let Some(state) = PayloadState::decode_sound(page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire))
         {
             return Ok(state);
         }

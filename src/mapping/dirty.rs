@@ -47,6 +47,11 @@ impl DirtyList {
         }
     }
 
+    /// How many pages are on the list. The caller holds the gate exclusively, or does not mind an old answer.
+    pub(crate) fn len(&self) -> usize {
+        self.pages.lock().len()
+    }
+
     /// Takes the whole list. The caller holds the gate exclusively and calls [`DirtyList::unmark`] for each page.
     pub(crate) fn take(&self) -> Vec<PageKey> {
         std::mem::take(&mut *self.pages.lock())

@@ -2,14 +2,15 @@
 //!
 //! Reading a page that is in the cache then costs a copy and no system call, which is what a deep chain over a hot image wants.
 //! The price is why this is opt-in and `pread` is the default: a mapping has no error returns. When the file is cut short under
-//! the mapping, when the disk fails, or when a share goes away, the kernel sends SIGBUS and the whole process is gone. So only
-//! sealed, local ancestors should be mapped:
+//! the mapping, when the disk fails, or when a share goes away, the kernel sends SIGBUS and the whole process is gone, unless the
+//! program asked for a guard (`guard_mappings`, Linux): then it is an error. Only sealed, local ancestors should be mapped:
 //!
 //! - *sealed*, because nobody will cut them. The shared lock that the wrapped [`FileStorage`] goes on holding keeps every writer
 //!   of this crate out; it cannot stop a program that does not ask for locks.
-//! - *local*, because on a network file system a lost server is an I/O error.
+//! - *local*, because on a network file system a lost server is an I/O error. [`MappedStorage::new`] refuses file systems that it
+//!   does not know to be local, and FUSE, where another program decides.
 //!
-//! This is the only `unsafe` code of the crate. There is never a `&[u8]` into the mapping: the bytes of a shared mapping can
+//! There is never a `&[u8]` into the mapping: the bytes of a shared mapping can
 //! change under such a reference, which Rust forbids, so reads copy through raw pointers into the caller's buffer.
 //!
 //! The mapping covers the length that the file had when it was mapped; what is added later is not seen.
@@ -36,6 +37,9 @@ use std::ptr;
 /// ```
 #[derive(Debug)]
 pub struct MappedStorage {
+    /// First, because it has to be gone before the mapping is.
+    #[cfg(target_os = "linux")]
+    guard: Option<super::guard::Guard>,
     raw: MmapRaw,
     /// Bytes of the file, which for an empty file are fewer than the bytes mapped.
     len: usize,
@@ -48,11 +52,42 @@ impl MappedStorage {
     ///
     /// # Errors
     /// The file comes back untouched with the reason, so that the caller goes on with `pread`: it is open for writing, it is a
-    /// block device, it does not fit the address space, or the system refuses to map it.
+    /// block device, it is not known to lie on a local file system, it does not fit the address space, or the system refuses to map it.
     pub fn new(file: FileStorage) -> Result<Self, (FileStorage, StorageError)> {
         match map(&file) {
+            #[cfg(target_os = "linux")]
+            Ok((raw, len)) => match super::guard::Guard::new(raw.as_ptr(), len) {
+                Ok(guard) => Ok(Self { guard, raw, len, file }),
+                Err(e) => Err((file, StorageError::new(Operation::Map, 0, e))),
+            },
+            #[cfg(not(target_os = "linux"))]
             Ok((raw, len)) => Ok(Self { raw, len, file }),
             Err(e) => Err((file, StorageError::new(Operation::Map, 0, e))),
+        }
+    }
+
+    /// Whether a part of the mapping could not be read, so that nothing copied out of it counts.
+    #[inline]
+    fn has_failed(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        {
+            self.guard.as_ref().is_some_and(super::guard::Guard::has_failed)
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            false
+        }
+    }
+
+    /// Reads without the mapping, which has failed. The file is asked for its length as well: what was cut off is missing, and
+    /// zeros would be made up.
+    #[cold]
+    fn read_unmapped(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        match self.file.read_at(buf, at) {
+            Ok(0) if !buf.is_empty() && at < self.len as u64 => {
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was cut short after it had been opened"))
+            }
+            result => result,
         }
     }
 
@@ -68,6 +103,9 @@ fn map(file: &FileStorage) -> io::Result<(MmapRaw, usize)> {
     }
     if !file.is_regular() {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "block devices are not mapped"));
+    }
+    if !file.is_local() {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "files that may lie elsewhere are not mapped"));
     }
     let too_long = || io::Error::new(io::ErrorKind::Unsupported, "the file does not fit the address space");
     let len = usize::try_from(file.len()?).ok().filter(|&len| isize::try_from(len).is_ok()).ok_or_else(too_long)?;
@@ -88,7 +126,7 @@ impl Storage for MappedStorage {
         // is in bounds; `n <= buf.len()`. `buf` is borrowed exclusively and no reference to the mapping ever leaves this type,
         // so the two cannot overlap, and a file that changes meanwhile changes bytes that no Rust reference covers.
         unsafe { ptr::copy_nonoverlapping(self.raw.as_ptr().wrapping_add(start), buf.as_mut_ptr(), n) };
-        Ok(n)
+        if self.has_failed() { self.read_unmapped(buf, at) } else { Ok(n) }
     }
 
     fn write_at(&self, _buf: &[u8], _at: u64) -> io::Result<usize> {

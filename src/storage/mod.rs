@@ -7,24 +7,30 @@
 //!
 //! A [`Storage`] does no locking between calls: any number of threads may call it at once.
 
+mod buffer;
 mod error;
 mod file;
+#[cfg(target_os = "linux")]
+mod guard;
 mod map;
 mod memory;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod volume;
 
+pub use buffer::PageBuffer;
 #[cfg(feature = "store")]
 pub(crate) use error::io_kind;
 pub use error::{Operation, StorageError};
 pub use file::{Access, FileStorage};
+#[cfg(target_os = "linux")]
+pub use guard::guard_mappings;
 pub use map::MappedStorage;
 pub use memory::MemoryStorage;
-pub use volume::{DirVolume, Volume, create_atomically};
+pub use volume::{DirVolume, Volume, create_atomically, create_hidden};
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 
 /// Which barrier of the engine asks for a sync. Storages may ignore it; the simulator and the tests name syncs by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -91,6 +97,48 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Whatever the storage reports. `Interrupted` is retried by the callers in this crate.
     fn write_at(&self, buf: &[u8], at: u64) -> io::Result<usize>;
 
+    /// Reads into several buffers, one after the other, as if they were one.
+    ///
+    /// # Errors
+    /// As [`Storage::read_at`].
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], at: u64) -> io::Result<usize> {
+        let mut done = 0;
+        for buf in bufs {
+            match self.read_at(buf, at + done as u64) {
+                Ok(n) => {
+                    done += n;
+                    if n < buf.len() {
+                        break;
+                    }
+                }
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    /// Writes several buffers, one after the other, as if they were one.
+    ///
+    /// # Errors
+    /// As [`Storage::write_at`].
+    fn write_vectored_at(&self, bufs: &[IoSlice<'_>], at: u64) -> io::Result<usize> {
+        let mut done = 0;
+        for buf in bufs {
+            match self.write_at(buf, at + done as u64) {
+                Ok(n) => {
+                    done += n;
+                    if n < buf.len() {
+                        break;
+                    }
+                }
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
     /// The length in bytes.
     ///
     /// # Errors
@@ -117,6 +165,22 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Whatever the storage reports. The engine never retries a failed sync (the dirty data may be gone).
     fn sync(&self, site: SyncSite) -> io::Result<()>;
 
+    /// Whether [`Storage::write_durable`] is cheaper than a write and a sync. The engine then lays its log down in advance and
+    /// writes entries that way. The answer may not change while the storage is open.
+    fn writes_durably(&self) -> bool {
+        false
+    }
+
+    /// Writes all of `buf` at `at` and returns when *these bytes* survive a power cut. It says nothing about any other write,
+    /// finished or not: a sync covers everything before it, this covers its own range.
+    ///
+    /// # Errors
+    /// Whatever the storage reports. The engine takes every failure as that of a sync and never tries again.
+    fn write_durable(&self, buf: &[u8], at: u64, site: SyncSite) -> io::Result<()> {
+        write_all(self, buf, at).map_err(io::Error::other)?;
+        self.sync(site)
+    }
+
     /// Makes `len` bytes at `at` read as zeros and gives their space back. The length stays.
     ///
     /// # Errors
@@ -142,6 +206,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Which object this is.
     fn id(&self) -> StorageId;
+
+    /// Ends writing through this handle: later writes may be refused, and where writing excludes readers, they are let in from now on.
+    ///
+    /// # Errors
+    /// Whatever the storage reports; somebody may then have come in between, and nothing may be assumed of the lock.
+    fn end_writing(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Reads until `buf` is full or the file ends; returns the bytes read.
@@ -253,6 +325,63 @@ fn write_rest<S: Storage + ?Sized>(storage: &S, buf: &[u8], at: u64, first: io::
     }
 }
 
+/// Buffers that one vectored call may have: `IOV_MAX` of Linux and others.
+const MAX_SLICES: usize = 1024;
+
+/// Fills several buffers with neighbouring bytes, in one call where that gets them all; what lies past the end of the file reads
+/// as zeros.
+///
+/// # Errors
+/// As [`read_zero_extended`].
+pub fn read_vectored_zero_extended<S: Storage + ?Sized>(storage: &S, bufs: &mut [IoSliceMut<'_>], at: u64) -> Result<(), StorageError> {
+    let mut at = at;
+    for bufs in bufs.chunks_mut(MAX_SLICES) {
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        match storage.read_vectored_at(bufs, at) {
+            Ok(n) if n == total => at += total as u64,
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => return Err(StorageError::new(Operation::Read, at, e)),
+            // Cut short: one by one, each with what it takes to read it whole.
+            _ => {
+                for buf in bufs {
+                    read_zero_extended(storage, buf, at)?;
+                    at += buf.len() as u64;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of several buffers to neighbouring places, in one call where that takes them all.
+///
+/// # Errors
+/// As [`write_all`].
+pub fn write_vectored_all<S: Storage + ?Sized>(storage: &S, bufs: &[IoSlice<'_>], at: u64) -> Result<(), StorageError> {
+    let mut at = at;
+    for bufs in bufs.chunks(MAX_SLICES) {
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        let mut landed = match storage.write_vectored_at(bufs, at) {
+            Ok(n) if n > total => {
+                return Err(StorageError::new(Operation::Write, at, io::Error::other("storage claims more bytes than asked for")));
+            }
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+            Err(e) => return Err(StorageError::new(Operation::Write, at, e)),
+        };
+        if landed < total {
+            let mut place = at;
+            for buf in bufs {
+                let skip = landed.min(buf.len());
+                write_all(storage, &buf[skip..], place + skip as u64)?;
+                landed -= skip;
+                place += buf.len() as u64;
+            }
+        }
+        at += total as u64;
+    }
+    Ok(())
+}
+
 /// Bytes of zeros written at a time where holes cannot be punched.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -296,6 +425,14 @@ pub fn len<S: Storage + ?Sized>(storage: &S) -> Result<u64, StorageError> {
 /// As [`Storage::set_len`].
 pub fn set_len<S: Storage + ?Sized>(storage: &S, len: u64) -> Result<(), StorageError> {
     storage.set_len(len).map_err(|e| StorageError::new(Operation::SetLen, len, e))
+}
+
+/// Writes all of `buf` and makes it durable, as a [`StorageError`] of a sync on failure. Never tried twice.
+///
+/// # Errors
+/// As [`Storage::write_durable`].
+pub fn write_durable<S: Storage + ?Sized>(storage: &S, buf: &[u8], at: u64, site: SyncSite) -> Result<(), StorageError> {
+    storage.write_durable(buf, at, site).map_err(|e| StorageError::new(Operation::Sync, at, e))
 }
 
 /// Syncs, as a [`StorageError`] on failure. `Interrupted` is a failure here: a sync is never tried twice.

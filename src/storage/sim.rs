@@ -37,7 +37,7 @@ pub(crate) use fixed::log_start;
 
 use super::{Storage, StorageId, SyncSite};
 use crate::sync::process::AtomicU64;
-use crate::sync::{Arc, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
 use sparse::{Page, SparseFile, spread};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -60,12 +60,15 @@ pub enum Event {
     Punch { file: FileId, at: u64, len: u64 },
     /// A sync began.
     SyncBegin { file: FileId, site: SyncSite },
-    /// A sync returned success; `begin` is the index of its beginning.
-    SyncEnd { file: FileId, site: SyncSite, begin: usize },
+    /// A sync returned success; `begin` is the index of its beginning. With a `range` (start and end) it is the second half of a
+    /// durable write and covers nothing else.
+    SyncEnd { file: FileId, site: SyncSite, begin: usize, range: Option<(u64, u64)> },
     /// A file came to be under a name.
     Create { file: FileId, name: String },
     /// A name moved, replacing what had the new one.
     Rename { from: String, to: String },
+    /// A file got a second name.
+    Link { name: String, second: String },
     /// A name went away.
     Unlink { name: String },
     /// The directory was synced.
@@ -114,6 +117,7 @@ fn in_file(index: usize, hash: u128) -> u128 {
 pub struct Trace {
     start: Snapshot,
     seed: u64,
+    durable_writes: bool,
     /// The events in order. Tests may edit them to ask "what if".
     pub events: Vec<Event>,
 }
@@ -151,9 +155,13 @@ impl fmt::Display for Trace {
                 Event::SetLen { file, len } => row("set_len", Some(*file), Some(*len), None, &"")?,
                 Event::Punch { file, at, len } => row("punch", Some(*file), Some(*at), Some(*len), &"")?,
                 Event::SyncBegin { file, site } => row("sync", Some(*file), None, None, &format_args!("{site:?} begins"))?,
-                Event::SyncEnd { file, site, begin } => row("synced", Some(*file), None, None, &format_args!("{site:?} of {begin}"))?,
+                Event::SyncEnd { file, site, begin, range } => {
+                    let (at, len) = (range.map(|(start, _)| start), range.map(|(start, end)| end - start));
+                    row("synced", Some(*file), at, len, &format_args!("{site:?} of {begin}"))?;
+                }
                 Event::Create { file, name } => row("create", Some(*file), None, None, name)?,
                 Event::Rename { from, to } => row("rename", None, None, None, &format_args!("{from} -> {to}"))?,
+                Event::Link { name, second } => row("link", None, None, None, &format_args!("{name} = {second}"))?,
                 Event::Unlink { name } => row("unlink", None, None, None, name)?,
                 Event::SyncDir => row("sync dir", None, None, None, &"")?,
                 Event::Mark(mark) => row("mark", None, None, None, mark)?,
@@ -167,6 +175,8 @@ impl fmt::Display for Trace {
 struct World {
     device: u64,
     seed: u64,
+    /// Whether its files offer durable writes of a range.
+    durable_writes: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -211,15 +221,15 @@ pub struct SimWorld {
 impl SimWorld {
     /// An empty directory. `seed` drives junk and the random part of enumerations.
     pub fn new(seed: u64) -> Self {
-        Self::from_snapshot(Snapshot::default(), seed, true)
+        Self::from_snapshot(Snapshot::default(), seed, true, true)
     }
 
-    fn from_snapshot(now: Snapshot, seed: u64, recording: bool) -> Self {
+    fn from_snapshot(now: Snapshot, seed: u64, durable_writes: bool, recording: bool) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let start = now.clone();
         let inner = Inner { now, start, events: Vec::new(), recording };
         let device = (0x51 << 56) | NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { world: Arc::new(World { device, seed, inner: Mutex::new(inner) }) }
+        Self { world: Arc::new(World { device, seed, durable_writes: AtomicBool::new(durable_writes), inner: Mutex::new(inner) }) }
     }
 
     /// A new empty file whose name is durable at once, as if it had always been there.
@@ -243,6 +253,16 @@ impl SimWorld {
         Some(Arc::new(SimStorage { world: Arc::clone(&self.world), file }))
     }
 
+    /// Whether the files offer [`Storage::write_durable`] as something cheaper than a sync (they do, unless told otherwise). To be
+    /// settled before a disk is opened on one.
+    pub fn offer_durable_writes(&self, offer: bool) {
+        self.world.durable_writes.store(offer, Ordering::Relaxed);
+    }
+
+    fn offers_durable_writes(&self) -> bool {
+        self.world.durable_writes.load(Ordering::Relaxed)
+    }
+
     /// Writes a remark into the trace.
     pub fn mark(&self, mark: u64) {
         self.world.inner.lock().record(|| Event::Mark(mark));
@@ -256,7 +276,12 @@ impl SimWorld {
     /// What happened since the beginning, or since [`SimWorld::forget`].
     pub fn trace(&self) -> Trace {
         let inner = self.world.inner.lock();
-        Trace { start: inner.start.clone(), seed: self.world.seed, events: inner.events.clone() }
+        Trace {
+            start: inner.start.clone(),
+            seed: self.world.seed,
+            durable_writes: self.offers_durable_writes(),
+            events: inner.events.clone(),
+        }
     }
 
     /// The events from a cut on.
@@ -273,7 +298,7 @@ impl SimWorld {
 
     /// A second world with the present content, all durable. Costs almost nothing.
     pub fn fork(&self) -> Self {
-        Self::from_snapshot(self.world.inner.lock().now.clone(), self.world.seed, true)
+        Self::from_snapshot(self.world.inner.lock().now.clone(), self.world.seed, self.offers_durable_writes(), true)
     }
 }
 
@@ -336,7 +361,21 @@ impl Storage for SimStorage {
         let mut inner = self.world.inner.lock();
         let begin = inner.events.len();
         inner.record(|| Event::SyncBegin { file: self.file, site });
-        inner.record(|| Event::SyncEnd { file: self.file, site, begin });
+        inner.record(|| Event::SyncEnd { file: self.file, site, begin, range: None });
+        Ok(())
+    }
+
+    fn writes_durably(&self) -> bool {
+        self.world.durable_writes.load(Ordering::Relaxed)
+    }
+
+    /// A write, and a sync of its range and nothing else: the least that a system may do.
+    fn write_durable(&self, buf: &[u8], at: u64, site: SyncSite) -> io::Result<()> {
+        self.write_at(buf, at)?;
+        let mut inner = self.world.inner.lock();
+        let begin = inner.events.len();
+        inner.record(|| Event::SyncBegin { file: self.file, site });
+        inner.record(|| Event::SyncEnd { file: self.file, site, begin, range: Some((at, at + buf.len() as u64)) });
         Ok(())
     }
 

@@ -39,6 +39,15 @@ pub trait Volume: Send + Sync + fmt::Debug {
     /// `AlreadyExists` if the new name is taken and `replace` is false, whatever the volume reports otherwise.
     fn rename(&self, from: &str, to: &str, replace: bool) -> io::Result<()>;
 
+    /// Gives a file a second name. Never replaces anything.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if the name is taken, `Unsupported` where a file has one name only, whatever the volume reports otherwise.
+    fn link(&self, name: &str, second: &str) -> io::Result<()> {
+        let _ = (name, second);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Removes a name.
     ///
     /// # Errors
@@ -150,6 +159,27 @@ pub fn create_atomically<T, E: From<StorageError>>(
     Ok((storage, value))
 }
 
+/// Creates a file that is going to have the name `name` and stays hidden until its maker renames it: steps 2 to 4 of the module. Returns
+/// it with its temporary name, and what `fill` returned.
+///
+/// # Errors
+/// What `fill` returned; what the volume reports. After an error there is no such file.
+pub fn create_hidden<T, E: From<StorageError>>(
+    volume: &dyn Volume,
+    name: &str,
+    fill: impl FnOnce(&Arc<dyn Storage>) -> Result<T, E>,
+) -> Result<(Arc<dyn Storage>, String, T), E> {
+    let failed = |e| StorageError::new(Operation::Open, 0, e);
+    let temporary = temporary_name(name).map_err(failed)?;
+    let storage = volume.create_new(&temporary).map_err(failed)?;
+    let mut unfinished = Unfinished { volume, name: Some(&temporary) };
+    let value = fill(&storage)?;
+    super::sync(storage.as_ref(), SyncSite::Create)?;
+    unfinished.name = None;
+    drop(unfinished);
+    Ok((storage, temporary, value))
+}
+
 /// A directory of the file system.
 ///
 /// On unix everything happens relative to one open handle, so the directory stays the same one even if it is renamed or its path
@@ -227,6 +257,15 @@ impl Volume for DirVolume {
         match rename_without_replacing(&self.handle, from, to) {
             Err(e) if e.kind() == io::ErrorKind::Unsupported => link_then_unlink(&self.handle, from, to),
             result => result,
+        }
+    }
+
+    fn link(&self, name: &str, second: &str) -> io::Result<()> {
+        use rustix::io::Errno;
+        match rustix::fs::linkat(&self.handle, component(name)?, &self.handle, component(second)?, rustix::fs::AtFlags::empty()) {
+            // What file systems say that have no second names.
+            Err(Errno::PERM | Errno::NOSYS | Errno::OPNOTSUPP) => Err(io::ErrorKind::Unsupported.into()),
+            result => Ok(result?),
         }
     }
 
@@ -310,6 +349,10 @@ impl Volume for DirVolume {
         std::fs::hard_link(&from, to)?;
         let _ = std::fs::remove_file(from);
         Ok(())
+    }
+
+    fn link(&self, name: &str, second: &str) -> io::Result<()> {
+        std::fs::hard_link(self.path.join(component(name)?), self.path.join(component(second)?))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

@@ -9,11 +9,11 @@ use loom::sync as under;
 #[cfg(all(shuttle, not(loom)))]
 use shuttle::sync as under;
 
-use std::fmt;
 #[cfg(loom)]
-pub(crate) use in_order::{AtomicBool, AtomicU64, AtomicUsize};
+pub(crate) use in_order::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+use std::fmt;
 #[cfg(all(shuttle, not(loom)))]
-pub(crate) use under::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+pub(crate) use under::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
 pub(crate) use under::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 use super::Ordering;
@@ -142,6 +142,7 @@ mod in_order {
     }
 
     atomic!(AtomicBool, bool, [store], swap);
+    atomic!(AtomicU8, u8, [store]);
     atomic!(AtomicU64, u64, [store], fetch_add, fetch_or, fetch_and);
     atomic!(AtomicUsize, usize, [], fetch_add, fetch_sub);
 }

@@ -1,6 +1,6 @@
 //! What can go wrong while working on whole disks.
 
-use crate::chain::{CreateError, OpenError};
+use crate::chain::{CreateError, OpenError, RelinkError};
 use crate::disk::error::DiskError;
 use crate::kind::ErrorKind;
 use crate::storage::StorageError;
@@ -46,6 +46,23 @@ pub enum ToolError {
         #[source]
         cause: StorageError,
     },
+    /// A child's parent locator cannot be rewritten.
+    #[error("{}: {cause}", path.display())]
+    Relink {
+        /// The child.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: Box<RelinkError>,
+    },
+    /// The request makes no sense for this file.
+    #[error("{}: {why}", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: &'static str,
+    },
     /// Somebody asked for a stop.
     #[error("cancelled")]
     Cancelled,
@@ -59,13 +76,19 @@ impl ToolError {
             Self::Create { cause, .. } => cause.kind(),
             Self::Disk { cause, .. } => cause.kind(),
             Self::Storage { cause, .. } => cause.kind(),
+            Self::Relink { cause, .. } => cause.kind(),
+            Self::Refused { .. } => ErrorKind::InvalidInput,
             Self::Cancelled => ErrorKind::Cancelled,
         }
+    }
+
+    /// A request that makes no sense.
+    pub(crate) fn refused(path: &Path, why: &'static str) -> Self {
+        Self::Refused { path: path.to_owned(), why }
     }
 }
 
 /// Says which file an error is about.
-#[expect(dead_code, reason = "the verbs that use it follow")]
 pub(crate) trait About<T> {
     /// The same result, naming `path`.
     fn about(self, path: &Path) -> Result<T, ToolError>;

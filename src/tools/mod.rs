@@ -4,6 +4,25 @@
 //! What touches one open file, block by block, lives on the floors below (`disk/`, `chain/`); here stands what walks over a disk from
 //! beginning to end, opens and creates files by name, and knows what to do when it is interrupted.
 
+mod apply;
+mod buffer;
+mod chunks;
+mod compare;
+mod content;
+mod convert;
+mod crew;
+mod diff;
 mod error;
+mod make;
+mod pairs;
+mod rebase;
+mod walk;
 
+pub use buffer::is_zero;
+pub use compare::{CompareOptions, compare};
+pub use content::Content;
+pub use convert::{ConvertOptions, Converted, convert, convert_on};
+pub use diff::{Change, ChangeKind, DiffOptions, diff};
 pub use error::ToolError;
+pub use rebase::{RebaseOptions, Rebased, rebase, rebase_on};
+pub use walk::{copy_out, walk};

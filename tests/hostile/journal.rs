@@ -43,6 +43,7 @@ pub fn rows(t: &mut Table) {
     order(t);
     targets(t);
     lengths(t);
+    huge(t);
 }
 
 fn shape(t: &mut Table) {
@@ -218,4 +219,49 @@ fn lengths(t: &mut Table) {
         (0x1000, Entry::new(2, 0x1000, LEN, Vec::new()).encode()),
     ];
     t.reads(16, "an older entry's FlushedFileOffset", vec![with_entries(older)], &SMALL);
+}
+
+/// Logs of 64 MiB, full to the brim. They must be read, and in as little memory as any other.
+fn huge(t: &mut Table) {
+    let log = &["log"];
+    let with = |entries: Vec<Entry>| {
+        let mut disk = small();
+        (disk.log_at, disk.log_len, disk.log_guid) = (8 * MIB, 64 * MIB as u32, LOG_GUID);
+        disk.len = 72 * MIB;
+        let mut at = 0;
+        for mut entry in entries {
+            (entry.flushed, entry.last) = (disk.len, 20 << 30);
+            let bytes = entry.encode();
+            disk.log.push((at, bytes.clone()));
+            at += bytes.len() as u64;
+        }
+        assert!(at <= 64 * MIB, "the entries fit");
+        disk.build()
+    };
+    let past = 80 * MIB;
+    let page = |n: u64| Change::Data { at: past + 4096 * n, sector: vec![n as u8 | 1; 4096] };
+    let zero = |n: u64, gap: u64| Change::Zero { at: past + 4096 * n * gap, len: 4096 };
+
+    let entries = (1..=8191).map(|n| Entry::new(n, 0, LEN, vec![page(n)]));
+    t.reads(10, "8191 entries of one page", vec![with(entries.collect())], &SMALL);
+    let entries = vec![Entry::new(1, 0, LEN, (0..16_254).map(page).collect())];
+    t.reads(10, "an entry of 16254 pages", vec![with(entries)], &SMALL);
+    // Block 0 moved into the log's last page but one, and what block 0 holds there.
+    let mut changes: Vec<Change> = (0..16_000).map(page).collect();
+    changes.push(Change::Data { at: BAT_AT, sector: bat_sector(&[present(past + 64 * MIB)]) });
+    changes.extend((0..16).map(|n| Change::Data { at: past + 64 * MIB + 4096 * n, sector: vec![0x5C; 4096] }));
+    t.reads(
+        13,
+        "a block of which some pages are in a huge log",
+        vec![with(vec![Entry::new(1, 0, LEN, changes)])],
+        &[(0, 64 * KIB, 0x5C), (64 * KIB, 64 * KIB, 0)],
+    );
+    let entries = vec![Entry::new(1, 0, LEN, (0..2_097_150).map(|n| zero(n, 1)).collect())];
+    t.reads(14, "two million zeros that touch", vec![with(entries)], &SMALL);
+    let entries = vec![Entry::new(1, 0, LEN, (0..262_144).map(|n| zero(n, 2)).collect())];
+    t.reads(14, "the most zeros apart", vec![with(entries)], &SMALL);
+    let entries = vec![Entry::new(1, 0, LEN, (0..2_097_150).map(|n| zero(n, 2)).collect())];
+    t.damaged(14, "two million zeros apart", with(entries), log);
+    let entries = (1..=16_384).map(|n| Entry::new(n, (4096 * (n - 1)) as u32, LEN, Vec::new()));
+    t.reads(11, "16384 empty entries", vec![with(entries.collect())], &SMALL);
 }

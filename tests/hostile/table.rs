@@ -160,22 +160,26 @@ fn content_is(disk: &Disk, content: &[(u64, u64, u8)]) -> Result<(), String> {
     Ok(())
 }
 
-/// The limit of §10 in an optimised build; ten times that in a debug one or on a busy machine, which CI always is.
-const LIMIT: Duration = Duration::from_millis(100 * 10);
-/// Beyond the log, which is read as a whole when it is in use and whose length is capped.
+/// CPU time for opening the file and reading all of it. Tests are built with optimisation, and the CPU's time and not the wall's counts,
+/// so a busy machine does not matter much; reading 64 MiB of disk content is part of some cases.
+const LIMIT: Duration = Duration::from_millis(250);
+/// Whatever the file claims, the log of 64 MiB included.
 const MEMORY: u64 = 16 * MIB;
 
-fn log_len(image: &Image) -> u64 {
-    let field: [u8; 4] = image.get(0x20044, 4).try_into().expect("four bytes");
-    u64::from(u32::from_le_bytes(field)).min(64 * MIB).min(image.len)
+/// CPU time of this thread where the system says it, time otherwise.
+fn clock() -> Duration {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let nanos = told.and_then(|text| text.split(' ').next()?.parse().ok());
+    nanos.map_or_else(|| START.get_or_init(Instant::now).elapsed(), Duration::from_nanos)
 }
 
-/// Reads, checks and judges one case; says what is wrong with the engine's answer.
-pub fn judge(case: &Case) -> Result<(), String> {
+/// Reads, checks and judges one case; says how much memory and time reading took, or what is wrong with the engine's answer.
+pub fn judge(case: &Case) -> Result<(u64, Duration), String> {
     let files: Vec<_> = case.chain.iter().map(Image::storage).collect();
     let before: Vec<_> = files.iter().map(|f| fingerprint(f)).collect();
     let mut buf = vec![0; MIB as usize];
-    let started = Instant::now();
+    let started = clock();
     let (outcome, _, memory) = measured(|| {
         catch_unwind(AssertUnwindSafe(|| {
             let disk = open(&files, &OpenOptions::new())?;
@@ -183,7 +187,7 @@ pub fn judge(case: &Case) -> Result<(), String> {
             Ok(disk)
         }))
     });
-    let took = started.elapsed();
+    let took = clock().saturating_sub(started);
     let outcome: Result<Disk, Failure> = outcome.map_err(|_| "PANIC".to_owned())?;
     weigh(&case.verdict, &outcome, &files)?;
     drop(outcome);
@@ -194,10 +198,11 @@ pub fn judge(case: &Case) -> Result<(), String> {
     if took > LIMIT {
         return Err(format!("took {took:?}"));
     }
-    if memory > MEMORY + case.chain.iter().map(log_len).max().unwrap_or(0) {
+    if memory > MEMORY {
         return Err(format!("took {} KiB of memory", memory >> 10));
     }
-    poke(&files)
+    poke(&files)?;
+    Ok((memory, took))
 }
 
 fn weigh(verdict: &Verdict, outcome: &Result<Disk, Failure>, files: &[Arc<MemoryStorage>]) -> Result<(), String> {

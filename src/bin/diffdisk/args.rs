@@ -1,6 +1,6 @@
 //! Arguments that several verbs share.
 
-use diffdisk::{OpenOptions, ParentPolicy};
+use diffdisk::{Content, OpenOptions, ParentPolicy};
 use std::path::{Path, PathBuf};
 
 /// Parses a number of bytes: decimal, with `K`, `M`, `G` or `T` for powers of 1024 (`KiB` and so on also count), or hexadecimal with `0x`.
@@ -128,6 +128,14 @@ impl Format {
             Some("vhdx" | "avhdx") => Self::Vhdx,
             _ => Self::Raw,
         }
+    }
+
+    /// Opens a file as what it is said to be.
+    pub fn open(self, path: &Path, parents: &ParentsArgs) -> Result<Content<'static>, crate::error::CliError> {
+        Ok(match self {
+            Self::Raw => Content::raw(path)?,
+            Self::Vhdx => Content::vhdx(path, &parents.read_only())?,
+        })
     }
 
     /// The name in JSON.

@@ -20,12 +20,10 @@ pub enum CloneVerb {
     /// Show a clone, its parents and its savepoints.
     Show(OneArgs),
     Reset(ResetArgs),
-    /// Freeze the clone's present state under a name, to come back to.
-    Save(SavepointArgs),
+    Save(SaveArgs),
     /// Go back to a savepoint. What was changed since the last save is lost.
     Revert(SavepointArgs),
-    /// Remove a savepoint that nothing stands on.
-    Drop(SavepointArgs),
+    Drop(DropArgs),
     Rename(RenameArgs),
     Protect(ProtectArgs),
     Expire(ExpireArgs),
@@ -113,10 +111,25 @@ pub struct ResetArgs {
     store: StoreArgs,
 }
 
+/// Freeze the clone's present state under a name, to come back to, also while `diffdisk serve` serves it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: diffdisk clone save alice before-migration --store images")]
+pub struct SaveArgs {
+    #[command(flatten)]
+    which: SavepointArgs,
+}
+
+/// Remove a savepoint. What stands on it is merged with it first; the clone may be in use meanwhile, unless it stands on it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: diffdisk clone drop alice before-migration --store images")]
+pub struct DropArgs {
+    #[command(flatten)]
+    which: SavepointArgs,
+}
+
 /// A clone and a savepoint of it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  diffdisk clone save alice before-migration --store images\n  \
-    diffdisk clone revert alice before-migration --store images")]
+#[command(after_help = "Example: diffdisk clone revert alice before-migration --store images")]
 pub struct SavepointArgs {
     /// Path, name or identity.
     clone: String,
@@ -209,9 +222,13 @@ impl CloneVerb {
             Self::List(args) => list(args, ctx),
             Self::Show(args) => show(&find(&args.store, &args.clone)?, ctx),
             Self::Reset(args) => reset(args, ctx),
-            Self::Save(args) => at_savepoint(args, CloneDisk::save, ctx),
-            Self::Revert(args) => at_savepoint(args, CloneDisk::revert, ctx),
-            Self::Drop(args) => at_savepoint(args, CloneDisk::drop_savepoint, ctx),
+            Self::Save(args) => save(&args.which, ctx),
+            Self::Revert(args) => {
+                let clone = find(&args.store, &args.clone)?;
+                clone.revert(&args.savepoint)?;
+                show(&clone, ctx)
+            }
+            Self::Drop(args) => drop_savepoint(&args.which, ctx),
             Self::Rename(args) => show(&find(&args.store, &args.clone)?.rename(&args.path)?, ctx),
             Self::Protect(args) => {
                 let clone = find(&args.store, &args.clone)?;
@@ -330,6 +347,11 @@ fn list(args: &ListArgs, ctx: &Context) -> Result<(), CliError> {
 }
 
 fn show(clone: &CloneDisk, ctx: &Context) -> Result<(), CliError> {
+    show_with(clone, &[], ctx)
+}
+
+/// The same, with what the verb has to add.
+fn show_with(clone: &CloneDisk, more: &[(&str, Value)], ctx: &Context) -> Result<(), CliError> {
     let summary = clone.summary()?;
     let savepoints = clone.savepoints()?;
     // A clone that somebody has open cannot be asked.
@@ -337,6 +359,7 @@ fn show(clone: &CloneDisk, ctx: &Context) -> Result<(), CliError> {
     let mut value = answer(&summary);
     value["savepoints"] = json!(savepoints.iter().map(savepoint).collect::<Vec<_>>());
     value["current_savepoint"] = json!(current.as_ref().map(|savepoint| &savepoint.name));
+    more.iter().for_each(|(key, more)| value[*key] = more.clone());
     value["parents"] = json!(parents.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>());
     ctx.emit(&value, |out| {
         writeln!(out, "clone        {}", summary.path.display())?;
@@ -375,14 +398,21 @@ fn reset(args: &ResetArgs, ctx: &Context) -> Result<(), CliError> {
     ctx.emit(&answer(&summary), |out| writeln!(out, "{}: reset to {}@{}", summary.path.display(), summary.image, summary.generation))
 }
 
-fn at_savepoint(
-    args: &SavepointArgs,
-    act: impl FnOnce(&CloneDisk, &str) -> Result<(), diffdisk::StoreError>,
-    ctx: &Context,
-) -> Result<(), CliError> {
+fn save(args: &SavepointArgs, ctx: &Context) -> Result<(), CliError> {
     let clone = find(&args.store, &args.clone)?;
-    act(&clone, &args.savepoint)?;
-    show(&clone, ctx)
+    #[cfg(unix)]
+    let pause = clone.save_wherever(&args.savepoint)?.pause;
+    #[cfg(not(unix))]
+    let pause = clone.save(&args.savepoint).map(|()| Duration::ZERO)?;
+    show_with(&clone, &[("pause_microseconds", json!(u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)))], ctx)
+}
+
+fn drop_savepoint(args: &SavepointArgs, ctx: &Context) -> Result<(), CliError> {
+    let clone = find(&args.store, &args.clone)?;
+    let (bar, cancel) = ctx.watch()?;
+    let dropped = clone.drop_savepoint_with(&args.savepoint, &bar, &cancel)?;
+    drop(bar);
+    show_with(&clone, &[("merged_files", json!(dropped.merged)), ("merged_bytes", json!(dropped.bytes))], ctx)
 }
 
 /// Removes all that can be removed; the first failure is the verb's.

@@ -4,7 +4,7 @@
 //! verb prints after that is dropped, and its exit code stays what it would have been. Only `read`, whose work *is* its output, stops.
 
 use crate::error::CliError;
-use diffdisk::ErrorKind;
+use diffdisk::{Cancel, ErrorKind, Phase, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::cell::RefCell;
@@ -96,6 +96,11 @@ impl Context {
         ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(what)
     }
 
+    /// What a long verb of the library takes: a bar, which goes when it is dropped, and the wish to stop, which is Ctrl-C.
+    pub fn watch(&self) -> Result<(Bar, Cancel), CliError> {
+        Ok((Bar(self.progress("", 0)), Cancel::from(self.interrupt()?.flag.clone())))
+    }
+
     /// From the first call on, Ctrl-C (SIGTERM, SIGHUP) no longer ends the process but asks it to stop: verbs with something to
     /// clean up call this and look at the answer often.
     pub fn interrupt(&self) -> Result<&Interrupt, CliError> {
@@ -110,18 +115,33 @@ impl Context {
     }
 }
 
-/// Whether somebody pressed Ctrl-C.
-#[derive(Clone, Debug, Default)]
-pub struct Interrupt {
-    /// True once somebody did; for library calls that take a flag.
-    pub flag: Arc<AtomicBool>,
+/// A bar that starts anew with every phase.
+#[derive(Debug)]
+pub struct Bar(ProgressBar);
+
+impl Progress for Bar {
+    fn phase(&self, phase: Phase, total: Option<u64>) {
+        self.0.set_message(phase.label());
+        self.0.set_position(0);
+        self.0.set_length(total.unwrap_or(0));
+    }
+
+    fn advance(&self, done: u64) {
+        self.0.set_position(done);
+    }
 }
 
-impl Interrupt {
-    /// `Cancelled` once somebody did.
-    pub fn check(&self) -> Result<(), CliError> {
-        if self.flag.load(Ordering::Relaxed) { Err(CliError::cancelled()) } else { Ok(()) }
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
+}
+
+/// Whether somebody pressed Ctrl-C: a flag for library calls that take one.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt {
+    /// True once somebody did.
+    pub flag: Arc<AtomicBool>,
 }
 
 fn forgive(result: io::Result<()>) -> Result<(), CliError> {

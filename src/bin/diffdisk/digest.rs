@@ -1,10 +1,9 @@
 //! `digest`: what a disk holds, in 32 bytes.
 
 use crate::args::{Format, ParentsArgs};
-use crate::buffer::{Buffer, CHUNK, is_zero};
-use crate::context::Context;
+use crate::context::{Bar, Context};
 use crate::error::CliError;
-use crate::source::{PIECE, Source};
+use diffdisk::{Cancel, Content, Phase, Progress, ToolError, is_zero, walk};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -28,64 +27,64 @@ pub struct DigestArgs {
     parents: ParentsArgs,
 }
 
+/// Pieces of the sparse digest, in bytes.
+const PIECE: usize = 64 << 10;
+/// Zeros hashed at a time.
+const ZEROS: usize = 1 << 20;
+
 /// Runs the verb.
 pub fn run(args: &DigestArgs, ctx: &Context) -> Result<(), CliError> {
-    let source = Source::open(&args.file, args.from, &args.parents)?;
-    let digest = if args.sparse { sparse(&source, ctx)? } else { full(&source, ctx)? };
+    let (bar, cancel) = ctx.watch()?;
+    let content = args.from.open(&args.file, &args.parents)?;
+    let digest = if args.sparse { sparse(&content, &bar, &cancel)? } else { full(&content, &bar, &cancel)? };
+    drop(bar);
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     let answer = json!({
         "file": args.file.to_string_lossy(),
         "algorithm": if args.sparse { "sparse-sha256" } else { "sha256" },
         "digest": hex,
-        "virtual_size": source.size(),
+        "virtual_size": content.size(),
     });
     ctx.emit(&answer, |out| writeln!(out, "{hex}  {}", args.file.display()))
 }
 
-fn full(source: &Source, ctx: &Context) -> Result<[u8; 32], CliError> {
-    let (mut hash, mut buffer, zeros) = (Sha256::new(), Buffer::new(), vec![0; CHUNK]);
-    let mut at = 0;
-    let bar = ctx.progress("hashing", source.size());
-    let hash_hole = |hash: &mut Sha256, from: u64, to: u64| {
-        let mut from = from;
-        while from < to {
-            let part = (to - from).min(CHUNK as u64);
+fn full(content: &Content<'_>, bar: &Bar, cancel: &Cancel) -> Result<[u8; 32], ToolError> {
+    let (mut hash, zeros) = (Sha256::new(), vec![0; ZEROS]);
+    let mut done = 0;
+    let fill_up = |hash: &mut Sha256, done: &mut u64, to: u64| {
+        while *done < to {
+            if cancel.is_cancelled() {
+                return Err(ToolError::Cancelled);
+            }
+            let part = (to - *done).min(ZEROS as u64);
             hash.update(&zeros[..part as usize]);
-            from += part;
-            bar.set_position(from);
+            *done += part;
+            bar.advance(*done);
         }
+        Ok(())
     };
-    for chunk in source.chunks()? {
-        let (offset, len) = chunk?;
-        hash_hole(&mut hash, at, offset);
-        let bytes = buffer.first(len);
-        source.read(bytes, offset)?;
+    walk(content, Phase::Digest, bar, cancel, |offset, bytes| {
+        fill_up(&mut hash, &mut done, offset)?;
         hash.update(bytes);
-        at = offset + len as u64;
-        bar.set_position(at);
-    }
-    hash_hole(&mut hash, at, source.size());
-    bar.finish_and_clear();
+        done = offset + bytes.len() as u64;
+        Ok(())
+    })?;
+    fill_up(&mut hash, &mut done, content.size())?;
     Ok(hash.finalize().into())
 }
 
-fn sparse(source: &Source, ctx: &Context) -> Result<[u8; 32], CliError> {
-    let (mut hash, mut buffer) = (Sha256::new(), Buffer::new());
-    let bar = ctx.progress("hashing", source.size());
-    for chunk in source.chunks()? {
-        let (offset, len) = chunk?;
-        let bytes = buffer.first(len);
-        source.read(bytes, offset)?;
-        for (piece, at) in bytes.chunks(PIECE as usize).zip((offset..).step_by(PIECE as usize)) {
+fn sparse(content: &Content<'_>, bar: &Bar, cancel: &Cancel) -> Result<[u8; 32], ToolError> {
+    let mut hash = Sha256::new();
+    walk(content, Phase::Digest, bar, cancel, |offset, bytes| {
+        for (piece, at) in bytes.chunks(PIECE).zip((offset..).step_by(PIECE)) {
             if !is_zero(piece) {
                 hash.update(at.to_le_bytes());
                 hash.update((piece.len() as u32).to_le_bytes());
                 hash.update(piece);
             }
         }
-        bar.set_position(offset);
-    }
-    bar.finish_and_clear();
-    hash.update(source.size().to_le_bytes());
+        Ok(())
+    })?;
+    hash.update(content.size().to_le_bytes());
     Ok(hash.finalize().into())
 }

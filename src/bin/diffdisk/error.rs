@@ -1,7 +1,7 @@
 //! The one error of the command line: what sort of thing went wrong, and one sentence for a person.
 
 use diffdisk::storage::{Operation, StorageError};
-use diffdisk::{ChainError, CreateError, DiskError, ErrorKind, OpenError, RelinkError, StoreError};
+use diffdisk::{ChainError, CreateError, DiskError, ErrorKind, OpenError, RelinkError, StoreError, ToolError};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -96,6 +96,20 @@ impl From<RelinkError> for CliError {
 impl From<StoreError> for CliError {
     fn from(e: StoreError) -> Self {
         Self::new(e.kind(), e.to_string())
+    }
+}
+
+impl From<ToolError> for CliError {
+    fn from(e: ToolError) -> Self {
+        match e {
+            ToolError::Open { path, cause } => Self::from(*cause).about(&path),
+            ToolError::Create { path, cause } => Self::from(*cause).about(&path),
+            ToolError::Disk { path, cause } => Self::from(cause).about(&path),
+            ToolError::Storage { path, cause } => Self::from(cause).about(&path),
+            ToolError::Relink { path, cause } => Self::from(*cause).about(&path),
+            ToolError::Cancelled => Self::cancelled(),
+            e => Self::new(e.kind(), e.to_string()),
+        }
     }
 }
 

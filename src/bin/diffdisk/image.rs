@@ -4,8 +4,7 @@ use crate::args::{Format, ParentsArgs, StoreArgs, bytes, human, small_bytes};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::table;
-use diffdisk::{Cancel, Image, ImageOptions, Phase, Progress, Source, Step};
-use indicatif::ProgressBar;
+use diffdisk::{Image, ImageOptions, Source, Step};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -237,35 +236,10 @@ impl MakeArgs {
     }
 }
 
-/// A bar that starts anew with every phase.
-struct Bar(ProgressBar);
-
-impl Progress for Bar {
-    fn phase(&self, phase: Phase, total: Option<u64>) {
-        self.0.set_message(phase.label());
-        self.0.set_position(0);
-        self.0.set_length(total.unwrap_or(0));
-    }
-
-    fn advance(&self, done: u64) {
-        self.0.set_position(done);
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
-    }
-}
-
-fn watch(ctx: &Context) -> Result<(Bar, Cancel), CliError> {
-    Ok((Bar(ctx.progress("", 0)), Cancel::from(ctx.interrupt()?.flag.clone())))
-}
-
 fn create(args: &CreateArgs, ctx: &Context) -> Result<(), CliError> {
     let store = args.store.begin()?;
     let source = args.make.source(&args.source)?;
-    let (bar, cancel) = watch(ctx)?;
+    let (bar, cancel) = ctx.watch()?;
     let image = store.create_image(&args.name, source, &args.make.options(), &bar, &cancel)?;
     drop(bar);
     show(&image, ctx)
@@ -274,7 +248,7 @@ fn create(args: &CreateArgs, ctx: &Context) -> Result<(), CliError> {
 fn refresh(args: &RefreshArgs, ctx: &Context) -> Result<(), CliError> {
     let store = args.store.open()?;
     let source = args.source.as_deref().map(|path| args.make.source(path)).transpose()?;
-    let (bar, cancel) = watch(ctx)?;
+    let (bar, cancel) = ctx.watch()?;
     let image = store.refresh_image(&args.name, source, &args.make.options(), &bar, &cancel)?;
     drop(bar);
     show(&image, ctx)
@@ -355,7 +329,7 @@ fn list(args: &ListArgs, ctx: &Context) -> Result<(), CliError> {
 
 fn verify(args: &VerifyArgs, ctx: &Context) -> Result<(), CliError> {
     let image = args.store.open()?.image(&args.image)?;
-    let (bar, cancel) = watch(ctx)?;
+    let (bar, cancel) = ctx.watch()?;
     let verified = image.verify(&bar, &cancel)?;
     drop(bar);
     let value = json!({ "reference": image.reference(), "blocks": verified.blocks, "bytes": verified.bytes });

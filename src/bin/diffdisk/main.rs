@@ -7,9 +7,8 @@
 //! | `args.rs` | sizes with K M G T, `--parents`, formats |
 //! | `context.rs` | `--json`, standard output that may go away, progress bars, Ctrl-C |
 //! | `error.rs`, `exit.rs` | one error type; the only place that turns it into an exit code |
-//! | `source.rs` | raw files and disks behind one face: bytes, and where they are not holes |
 //! | `table.rs` | columns for people |
-//! | `buffer.rs` | page-aligned buffers and the search for zeros |
+//! | `buffer.rs` | page-aligned buffers |
 
 mod args;
 mod buffer;
@@ -21,16 +20,17 @@ mod context;
 mod convert;
 mod create;
 mod demo;
+mod diff;
 mod digest;
 mod error;
 mod exit;
 mod image;
 mod info;
 mod map;
+mod rebase;
 mod relink;
 mod serve;
 mod shell;
-mod source;
 mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -61,7 +61,9 @@ enum Verb {
     Trim(content::TrimArgs),
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
+    Diff(diff::DiffArgs),
     Relink(relink::RelinkArgs),
+    Rebase(rebase::RebaseArgs),
     Serve(serve::ServeArgs),
     #[command(subcommand)]
     Image(image::ImageVerb),
@@ -85,10 +87,12 @@ impl Verb {
             Self::Trim(args) => content::run_trim(args, ctx),
             Self::Convert(args) => convert::run(args, ctx),
             Self::Compare(args) => compare::run(args, ctx),
+            Self::Diff(args) => diff::run(args, ctx),
             Self::Image(verb) => verb.run(ctx),
             Self::Clone(verb) => verb.run(ctx),
             Self::Demo(args) => demo::show(args, ctx),
             Self::Relink(args) => relink::run(args, ctx),
+            Self::Rebase(args) => rebase::run(args, ctx),
             Self::Serve(args) => serve::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),
             Self::Man(args) => shell::run_man(args, Cli::command(), ctx),

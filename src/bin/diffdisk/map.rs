@@ -33,17 +33,20 @@ struct Line {
     depth: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     file_offset: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
 }
 
 impl Line {
     /// What nobody holds is reported at the depth of the base: every file down to there was asked.
-    fn new(extent: Extent, base: usize) -> Self {
+    fn new(extent: Extent, files: &[Option<String>]) -> Self {
         let (kind, depth, file_offset) = match extent.kind {
             ExtentKind::Data { layer, file_offset } => ("data", layer, Some(file_offset)),
             ExtentKind::Zero { layer: Some(layer) } => ("zero", layer, None),
-            ExtentKind::Zero { layer: None } => ("absent", base, None),
+            ExtentKind::Zero { layer: None } => ("absent", files.len() - 1, None),
         };
-        Self { start: extent.offset, length: extent.len, kind, depth, file_offset }
+        let file = if kind == "absent" { None } else { files[depth].clone() };
+        Self { start: extent.offset, length: extent.len, kind, depth, file_offset, file }
     }
 }
 
@@ -51,12 +54,16 @@ impl Line {
 pub fn run(args: &MapArgs, ctx: &Context) -> Result<(), CliError> {
     let disk = Disk::open(&args.file, &args.parents.read_only()).about(&args.file)?;
     let length = range(&disk, args.offset, args.length).about(&args.file)?;
-    let base = disk.info().about(&args.file)?.chain.len() - 1;
+    let chain = disk.info().about(&args.file)?.chain;
+    let files: Vec<Option<String>> = chain.iter().map(|layer| Some(layer.path.as_ref()?.to_string_lossy().into_owned())).collect();
     let extents = disk.extents(args.offset, length).about(&args.file)?;
     if !ctx.is_json() {
+        for (depth, file) in files.iter().enumerate() {
+            ctx.print(|out| writeln!(out, "depth {depth}: {}", file.as_deref().unwrap_or("a file without a path")))?;
+        }
         ctx.print(|out| writeln!(out, "{:>16} {:>16} {:<6} {:>5} {:>16}", "start", "length", "kind", "depth", "file offset"))?;
     }
-    let lines = extents.map(|extent| extent.map(|extent| Line::new(extent, base)).about(&args.file));
+    let lines = extents.map(|extent| extent.map(|extent| Line::new(extent, &files)).about(&args.file));
     ctx.emit_list(lines, |out, line| {
         let at = line.file_offset.map(|at| format!("{at:#x}")).unwrap_or_default();
         writeln!(out, "{:>#16x} {:>#16x} {:<6} {:>5} {at:>16}", line.start, line.length, line.kind, line.depth)

@@ -3,13 +3,16 @@
 use crate::args::ParentsArgs;
 use crate::context::Context;
 use crate::error::{About, CliError};
-use diffdisk::Disk;
+#[cfg(unix)]
+use diffdisk::Control;
+use diffdisk::export::BlockDevice;
 use diffdisk::export::nbd::{Export, NbdError, NbdServer};
+use diffdisk::{Disk, LiveClone, Store};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Serves a disk over NBD until Ctrl-C or SIGTERM, then flushes and closes it.
+/// Serves a disk over NBD until Ctrl-C or SIGTERM, then flushes and closes it. A clone of a store can be saved meanwhile with `clone save`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: diffdisk serve alice.vhdx --nbd unix:/run/alice.sock\n         \
     nbdinfo --map 'nbd+unix:///?socket=/run/alice.sock'")]
@@ -43,6 +46,56 @@ struct Answer {
     read_only: bool,
     export: String,
     uris: Vec<String>,
+    /// Whether `clone save` works meanwhile.
+    can_be_saved: bool,
+}
+
+/// What is served.
+enum Served {
+    Disk(Arc<Disk>),
+    Clone(Box<LiveClone>),
+}
+
+impl Served {
+    fn open(args: &ServeArgs) -> Result<Self, CliError> {
+        if args.read_only {
+            return Ok(Self::Disk(Arc::new(Disk::open(&args.file, &args.parents.read_only()).about(&args.file)?)));
+        }
+        match Store::clone_of_file(&args.file) {
+            Ok(Some(clone)) => Ok(Self::Clone(Box::new(clone.open_live()?))),
+            _ => Ok(Self::Disk(Arc::new(Disk::open(&args.file, &args.parents.writable()).about(&args.file)?))),
+        }
+    }
+
+    fn device(&self) -> Arc<dyn BlockDevice> {
+        match self {
+            Self::Disk(disk) => disk.clone(),
+            Self::Clone(live) => live.disk(),
+        }
+    }
+
+    /// The socket on which others ask for a save.
+    #[cfg(unix)]
+    fn control(&self) -> Option<Control> {
+        let Self::Clone(live) = self else { return None };
+        match Control::open(live) {
+            Ok(control) => Some(control),
+            Err(e) => {
+                eprintln!("diffdisk: {e}; the clone is served, and cannot be saved meanwhile");
+                None
+            }
+        }
+    }
+
+    fn close(self, args: &ServeArgs) -> Result<(), CliError> {
+        match self {
+            Self::Disk(disk) => {
+                let disk = Arc::into_inner(disk).expect("a stopped server holds no disk");
+                if args.read_only { Ok(()) } else { disk.close().about(&args.file) }
+            }
+            Self::Clone(live) => Ok(live.close()?),
+        }
+    }
 }
 
 impl From<NbdError> for CliError {
@@ -53,11 +106,10 @@ impl From<NbdError> for CliError {
 
 /// Serves until stopped. Where the disk is to be had is printed as soon as clients can connect.
 pub fn run(args: &ServeArgs, ctx: &Context) -> Result<(), CliError> {
-    let options = if args.read_only { args.parents.read_only() } else { args.parents.writable() };
-    let disk = Arc::new(Disk::open(&args.file, &options).about(&args.file)?);
+    let served = Served::open(args)?;
     let about = args.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let mut server = NbdServer::new()
-        .export(Export::new(&args.name, disk.clone()).description(about))
+        .export(Export::new(&args.name, served.device()).description(about))
         .allow_remote(args.allow_remote)
         .max_connections(args.max_connections);
     for address in &args.nbd {
@@ -71,16 +123,34 @@ pub fn run(args: &ServeArgs, ctx: &Context) -> Result<(), CliError> {
     let stopper = running.stopper();
     ctrlc::set_handler(move || stopper.request())
         .map_err(|e| CliError::new(diffdisk::ErrorKind::Io, format!("cannot catch Ctrl-C: {e}")))?;
+    #[cfg(unix)]
+    let control = served.control();
     let answer = Answer {
         file: args.file.display().to_string(),
-        size: disk.size(),
+        size: served.device().size(),
         read_only: args.read_only,
         export: args.name.clone(),
+        #[cfg(unix)]
+        can_be_saved: control.is_some(),
+        #[cfg(not(unix))]
+        can_be_saved: false,
         uris: running.addresses().iter().map(|address| address.uri(&args.name)).collect(),
     };
     ctx.emit(&answer, |out| answer.uris.iter().try_for_each(|uri| writeln!(out, "{uri}")))?;
     ctx.flush()?;
+    #[cfg(unix)]
+    std::thread::scope(|scope| {
+        let stopper = control.as_ref().map(Control::stopper);
+        if let (Some(control), Served::Clone(live)) = (&control, &served) {
+            scope.spawn(move || control.run(live));
+        }
+        let waited = running.wait();
+        if let Some(stopper) = stopper {
+            stopper.stop();
+        }
+        waited
+    })?;
+    #[cfg(not(unix))]
     running.wait()?;
-    let disk = Arc::into_inner(disk).expect("a stopped server holds no disk");
-    if args.read_only { Ok(()) } else { disk.close().about(&args.file) }
+    served.close(args)
 }

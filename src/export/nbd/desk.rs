@@ -6,6 +6,7 @@
 
 use super::proto::{self, Errno, chunk};
 use super::stream::{ByteStream, send_all};
+use crate::storage::PageBuffer;
 use std::io::{self, IoSlice};
 use std::ops::Range;
 
@@ -21,40 +22,6 @@ const MAX_REPLIES: usize = 16;
 /// Payload bytes that wait at most.
 const MAX_WAITING: usize = 256 << 10;
 
-/// Bytes that start on a page boundary.
-#[derive(Debug)]
-pub(super) struct Pages {
-    buf: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl Pages {
-    /// `None`: no memory.
-    pub(super) fn new(len: usize) -> Option<Self> {
-        let mut buf: Vec<u8> = Vec::new();
-        buf.try_reserve_exact(len + PAGE).ok()?;
-        let start = buf.as_ptr().align_offset(PAGE).min(PAGE);
-        buf.resize(len + PAGE, 0);
-        Some(Self { buf, start, len })
-    }
-
-    /// The same for a size that is known to be small; untouched memory stays with the system.
-    fn small(len: usize) -> Self {
-        let buf = vec![0u8; len + PAGE];
-        let start = buf.as_ptr().align_offset(PAGE).min(PAGE);
-        Self { buf, start, len }
-    }
-
-    pub(super) fn bytes(&mut self) -> &mut [u8] {
-        &mut self.buf[self.start..self.start + self.len]
-    }
-
-    fn part(&self, range: &Range<usize>) -> &[u8] {
-        &self.buf[self.start..self.start + self.len][range.clone()]
-    }
-}
-
 #[derive(Debug)]
 enum Part {
     Head(Range<usize>),
@@ -63,7 +30,7 @@ enum Part {
 
 #[derive(Debug)]
 pub(super) struct Desk {
-    arena: Pages,
+    arena: PageBuffer,
     /// Bytes of the arena that belong to waiting replies; on a page boundary.
     used: usize,
     heads: Vec<u8>,
@@ -73,7 +40,7 @@ pub(super) struct Desk {
 
 impl Desk {
     pub(super) fn new() -> Self {
-        Self { arena: Pages::small(ARENA + SLACK), used: 0, heads: Vec::new(), parts: Vec::with_capacity(MAX_PARTS), replies: 0 }
+        Self { arena: PageBuffer::new(ARENA + SLACK), used: 0, heads: Vec::new(), parts: Vec::with_capacity(MAX_PARTS), replies: 0 }
     }
 
     /// Whether the waiting replies should leave before `len` more bytes are worked on.
@@ -88,7 +55,7 @@ impl Desk {
     }
 
     pub(super) fn bytes(&mut self, place: Range<usize>) -> &mut [u8] {
-        &mut self.arena.bytes()[place]
+        &mut self.arena[place]
     }
 
     fn head(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
@@ -191,7 +158,7 @@ impl Desk {
         for part in &self.parts {
             slices[count] = IoSlice::new(match part {
                 Part::Head(range) => &self.heads[range.clone()],
-                Part::Body(range) => self.arena.part(range),
+                Part::Body(range) => &self.arena[range.clone()],
             });
             count += 1;
         }
@@ -215,8 +182,6 @@ mod tests {
 
     #[test]
     fn payloads_start_on_pages() {
-        let mut big = Pages::new(10_000).unwrap();
-        assert_eq!(big.bytes().as_ptr().addr() % PAGE, 0);
         let mut desk = Desk::new();
         let first = desk.place(5);
         desk.chunk_data(1, 0, first, true);

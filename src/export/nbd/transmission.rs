@@ -13,12 +13,13 @@
 //! that breaks the rules is answered with an error after its payload, if any, was thrown away; only a wrong magic ends the
 //! connection, because it means that the two sides no longer agree where a request starts.
 
-use super::desk::{ARENA, Desk, Pages};
+use super::desk::{ARENA, Desk};
 use super::handshake::{ALLOCATION, DEPTH, Session};
 use super::pieces::{Status, clamp, runs};
 use super::proto::{Command, Errno, MAX_PAYLOAD, REQUEST_LEN, Request, cmd_flag, state};
 use super::stream::{ByteStream, Input};
 use crate::export::ExtentClass;
+use crate::storage::PageBuffer;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
 use std::io;
 use std::net::Shutdown;
@@ -432,18 +433,18 @@ impl<'a> Connection<'a> {
     fn read_large(&self, desk: &mut Desk, request: &Request) -> Result<(), ()> {
         let structured = self.session.structured;
         let len = request.len as usize;
-        let result = match Pages::new(len) {
+        let result = match PageBuffer::try_new(len) {
             None => Err(Fault::new(Errno::NoMem, "no memory for a read of this size")),
-            Some(mut pages) => self.session.device.read_at(pages.bytes(), request.offset).map(|()| pages).map_err(Fault::from),
+            Some(mut pages) => self.session.device.read_at(&mut pages, request.offset).map(|()| pages).map_err(Fault::from),
         };
         match result {
-            Ok(mut pages) => {
+            Ok(pages) => {
                 if structured {
                     desk.chunk_data_head(request.cookie, request.offset, request.len);
                 } else {
                     desk.reply_simple_head(request.cookie);
                 }
-                self.send_with(desk, pages.bytes())
+                self.send_with(desk, &pages)
             }
             Err(fault) => {
                 desk.reply_error(structured, request.cookie, fault.error, &fault.message);

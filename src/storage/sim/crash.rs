@@ -126,6 +126,7 @@ enum What {
     Punch { at: u64, len: u64 },
     Create(String),
     Rename(String, String),
+    Link(String, String),
     Unlink(String),
 }
 
@@ -150,6 +151,17 @@ impl Atom {
     }
 }
 
+impl Atom {
+    /// Whether it is bytes, all of them between two places. A piece that only touches the range is not covered by it, and neither is
+    /// what happened to the length of the file: the engine writes durably in whole pieces, inside the file.
+    fn lies_in(&self, start: u64, end: u64) -> bool {
+        match &self.what {
+            What::Bytes { write, from, to } => start <= write.at + *from as u64 && write.at + *to as u64 <= end,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Atom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "event {} file {} {:?} ", self.event, self.file.0, self.class)?;
@@ -160,6 +172,7 @@ impl fmt::Display for Atom {
             What::Punch { at, len } => write!(f, "punch {len} at {at:#x}"),
             What::Create(name) => write!(f, "create {name}"),
             What::Rename(from, to) => write!(f, "rename {from} to {to}"),
+            What::Link(name, second) => write!(f, "link {name} to {second}"),
             What::Unlink(name) => write!(f, "unlink {name}"),
         }
     }
@@ -263,14 +276,20 @@ impl<'t> CrashWalk<'t> {
                 self.live.file_mut(*file).zero(*at, *len);
                 self.push(index, *file, class, What::Punch { at: *at, len: *len });
             }
-            Event::SyncEnd { file, site, begin } if !self.options.no_op.contains(site) => {
-                self.settle(|atom| atom.file == *file && atom.event < *begin && atom.class != Class::Directory);
+            Event::SyncEnd { file, site, begin, range } if !self.options.no_op.contains(site) => {
+                self.settle(|atom| {
+                    let covered = range.is_none_or(|(start, end)| atom.lies_in(start, end));
+                    atom.file == *file && atom.event < *begin && atom.class != Class::Directory && covered
+                });
             }
             Event::Create { file, name } => {
                 self.live.file_mut(*file);
                 self.push(index, *file, Class::Directory, What::Create(name.clone()));
             }
             Event::Rename { from, to } => self.push(index, FileId(usize::MAX), Class::Directory, What::Rename(from.clone(), to.clone())),
+            Event::Link { name, second } => {
+                self.push(index, FileId(usize::MAX), Class::Directory, What::Link(name.clone(), second.clone()));
+            }
             Event::Unlink { name } => self.push(index, FileId(usize::MAX), Class::Directory, What::Unlink(name.clone())),
             Event::SyncDir if !self.options.no_op_dir => self.settle(|atom| atom.class == Class::Directory),
             Event::SyncEnd { .. } | Event::SyncDir | Event::SyncBegin { .. } | Event::Mark(_) => {}
@@ -355,7 +374,7 @@ impl<'t> CrashWalk<'t> {
             }
         }
         let hash = snapshot.hash();
-        CrashImage { snapshot, hash, seed: self.trace.seed }
+        CrashImage { snapshot, hash, seed: self.trace.seed, durable_writes: self.trace.durable_writes }
     }
 
     /// Builds the images of this cut by the rules of enumeration, until `visit` returns false: all subsets of few atoms,
@@ -455,6 +474,11 @@ impl Builder<'_> {
                     self.now.names.insert(to.clone(), file);
                 }
             }
+            What::Link(name, second) => {
+                if let Some(&file) = self.now.names.get(name) {
+                    self.now.names.insert(second.clone(), file);
+                }
+            }
             What::Unlink(name) => {
                 self.now.names.remove(name);
             }
@@ -508,6 +532,7 @@ pub struct CrashImage {
     snapshot: Snapshot,
     hash: u128,
     seed: u64,
+    durable_writes: bool,
 }
 
 impl CrashImage {
@@ -518,7 +543,7 @@ impl CrashImage {
 
     /// The world after the power is back. With `recording`, what the recovery does can be crashed in its turn.
     pub fn boot(&self, recording: bool) -> SimWorld {
-        SimWorld::from_snapshot(self.snapshot.clone(), self.seed ^ self.hash as u64, recording)
+        SimWorld::from_snapshot(self.snapshot.clone(), self.seed ^ self.hash as u64, self.durable_writes, recording)
     }
 
     /// One file of [`CrashImage::boot`] without recording, for the common case of one file.

@@ -95,11 +95,26 @@ fn a_sync_covers_only_what_came_before_it_began() {
     trace.events.push(Event::SyncBegin { file: FileId(0), site: SyncSite::Payload });
     let begin = trace.events.len() - 1;
     trace.events.push(Event::Write { file: FileId(0), at: P as u64, bytes: [3; P].as_slice().into() });
-    trace.events.push(Event::SyncEnd { file: FileId(0), site: SyncSite::Payload, begin });
+    trace.events.push(Event::SyncEnd { file: FileId(0), site: SyncSite::Payload, begin, range: None });
     let mut walk = CrashWalk::new(&trace, CrashOptions::default());
     walk.go_to(trace.events.len());
     assert_eq!(walk.pending().len(), 1);
     assert_eq!(walk.pending()[0].event(), begin + 1);
+}
+
+#[test]
+fn a_durable_write_covers_its_range_and_nothing_else() {
+    let (world, file) = two_pieces();
+    file.write_at(&[2; P], 0).unwrap();
+    file.write_at(&[3; P], P as u64).unwrap();
+    file.write_durable(&[4; P], P as u64, SyncSite::Log).unwrap();
+    assert_eq!(outcomes(&world, CrashOptions::default()), HashSet::from([vec![1, 4], vec![2, 4]]));
+    let trace = world.trace();
+    let mut walk = CrashWalk::new(&trace, CrashOptions { no_op: [SyncSite::Log].into(), ..CrashOptions::default() });
+    walk.go_to(world.cut());
+    assert_eq!(walk.pending().len(), 3, "treated as if it did nothing, it is a write like any other");
+    world.offer_durable_writes(false);
+    assert!(!file.writes_durably());
 }
 
 #[test]

@@ -30,6 +30,17 @@ impl Volume for SimWorld {
         Ok(())
     }
 
+    fn link(&self, name: &str, second: &str) -> io::Result<()> {
+        let mut inner = self.world.inner.lock();
+        if inner.now.names.contains_key(second) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let file = *inner.now.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        inner.now.names.insert(second.to_owned(), file);
+        inner.record(|| Event::Link { name: name.to_owned(), second: second.to_owned() });
+        Ok(())
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut inner = self.world.inner.lock();
         inner.now.names.remove(name).ok_or(io::ErrorKind::NotFound)?;

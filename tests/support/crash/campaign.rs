@@ -41,7 +41,9 @@ impl Fixtures {
 
 /// Performs a script. Returns the run, its trace, and the cut from which crashes are worth trying.
 pub fn perform(fixture: &Fixture, script: &Script) -> Result<(Run, Trace, usize), String> {
-    let mut run = Run::start(fixture.world.fork(), fixture.parents.clone(), fixture.content.clone(), 0)?;
+    let world = fixture.world.fork();
+    world.offer_durable_writes(script.durable);
+    let mut run = Run::start(world, fixture.parents.clone(), fixture.content.clone(), 0)?;
     for &op in &script.ops {
         run.perform(op)?;
     }
@@ -196,8 +198,15 @@ pub fn first_violation(scripts: &[Script], plan: &(dyn Fn(&Run, &Script) -> Plan
 /// Performs the script of a mistake and tries its crashes, as they are and as the mistake makes them.
 pub fn with_and_without(fixtures: &Fixtures, mistake: &Mistake) -> [Result<(), String>; 2] {
     [false, true].map(|made| {
-        let script =
-            Script { kind: mistake.kind, log_start: 0, name: mistake.name.into(), ops: mistake.ops.into(), interesting: 0, piece: 512 };
+        let script = Script {
+            kind: mistake.kind,
+            log_start: 0,
+            name: mistake.name.into(),
+            ops: mistake.ops.into(),
+            interesting: 0,
+            piece: 512,
+            durable: true,
+        };
         let _fixed = Fixed::new(0xF1, 0);
         let (mut run, mut trace, _) = perform(fixtures.of(script.kind), &script)?;
         if made {

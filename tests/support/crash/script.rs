@@ -130,6 +130,8 @@ pub struct Script {
     pub interesting: usize,
     /// Bytes that land together.
     pub piece: u64,
+    /// Whether the storage offers durable writes, so that the engine lays its log down in advance.
+    pub durable: bool,
 }
 
 /// All words of length 1 and 2, each ended by a flush, on both small disks, with the log at its beginning and about to wrap.
@@ -153,7 +155,9 @@ pub fn exhaustive() -> Vec<Script> {
                 ops.push(Op::Close);
                 let piece = if number % 5 == 4 { 4096 } else { 512 };
                 let name = format!("{kind:?}{} {word:?}", if log_start == 0 { String::new() } else { format!(", log from {log_start}") });
-                scripts.push(Script { kind, log_start, name, ops, interesting, piece });
+                // As the place, the same for all words with one first letter.
+                let durable = !(word[0] as u64 + kind as u64).is_multiple_of(4);
+                scripts.push(Script { kind, log_start, name, ops, interesting, piece, durable });
             }
         }
     }
@@ -196,9 +200,9 @@ pub fn crowded() -> Vec<Script> {
     ];
     let scripts = words.into_iter().flat_map(|(name, mut ops)| {
         ops.push(Op::Close);
-        [0, LOG_SECTORS - 50].map(|log_start| {
-            let name = format!("Wide, log from {log_start}: {name}");
-            Script { kind: Kind::Wide, log_start, name, ops: ops.clone(), interesting: 0, piece: 512 }
+        [(0, true), (0, false), (LOG_SECTORS - 50, true)].map(|(log_start, durable)| {
+            let name = format!("Wide, log from {log_start}{}: {name}", if durable { "" } else { ", plain" });
+            Script { kind: Kind::Wide, log_start, name, ops: ops.clone(), interesting: 0, piece: 512, durable }
         })
     });
     scripts.collect()
@@ -223,5 +227,5 @@ pub fn random(seed: u64) -> Script {
     }
     ops.extend([Op::Flush, Op::Close]);
     let piece = if rng.below(4) == 0 { 4096 } else { 512 };
-    Script { kind, log_start, name: format!("random {seed:#x} on {kind:?}"), ops, interesting: 0, piece }
+    Script { kind, log_start, name: format!("random {seed:#x} on {kind:?}"), ops, interesting: 0, piece, durable: rng.below(4) > 0 }
 }

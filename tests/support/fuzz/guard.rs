@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Most bytes that an input may hold at a time, beyond the logs of its files (which are read whole, and are 64 MiB at most each).
+/// Most bytes that an input may hold at a time, the storage in memory that it writes to included.
 const MEMORY: u64 = 64 * MIB;
 /// Most CPU time of an input. The CPU's and not the wall's: on a busy machine a find must not depend on the neighbours.
 const TIME: Duration = Duration::from_secs(2);
@@ -21,12 +21,12 @@ fn clock() -> Duration {
     nanos.map_or_else(|| START.get_or_init(Instant::now).elapsed(), Duration::from_nanos)
 }
 
-/// Runs `work` within the limits; `logs` is what the logs of its files may cost besides.
-pub fn bounded<T>(what: &str, logs: u64, work: impl FnOnce() -> T) -> T {
+/// Runs `work` within the limits; `more` is what it may hold besides, for what is not the engine's.
+pub fn bounded<T>(what: &str, more: u64, work: impl FnOnce() -> T) -> T {
     let started = clock();
     let (value, _, peak) = measured(work);
     let took = clock().saturating_sub(started);
-    assert!(peak <= MEMORY + logs, "{what} held {} KiB", peak >> 10);
+    assert!(peak <= MEMORY + more, "{what} held {} KiB", peak >> 10);
     assert!(took <= TIME, "{what} took {took:?}");
     value
 }

@@ -89,9 +89,3 @@ pub fn base(n: usize) -> Base {
     }
     BUILT.with(|all| all[n % BASES].get_or_init(|| build(n % BASES)).clone())
 }
-
-/// The length of the log that either header claims, for the memory it may cost.
-pub fn log_len(image: &Image) -> u64 {
-    let claim = |at| u64::from(u32::from_le_bytes(image.get(at, 4).try_into().expect("four bytes")));
-    [0x10044, 0x20044].into_iter().map(claim).max().unwrap_or(0).min(64 * MIB)
-}

@@ -172,7 +172,7 @@ pub fn run(input: &[u8]) {
     if policy & 6 == 6 {
         options = options.parents(ParentPolicy::Beneath(vec![gate.join("sub"), gate.join("nowhere")]));
     }
-    bounded("opening", MIB, || {
+    bounded("opening", 0, || {
         let disk = match Disk::open(&path, &options) {
             Ok(disk) => disk,
             Err(e) => return assert!(e.to_string().len() < 10_000, "an error of {} characters", e.to_string().len()),

@@ -6,7 +6,7 @@
 
 use super::forge::*;
 use super::guard::{Watched, bounded};
-use super::images::{Base, base, log_len};
+use super::images::{Base, base};
 use super::source::Source;
 use diffdisk::storage::{MemoryStorage, Storage};
 use diffdisk::{Disk, ExtentKind, OpenOptions};
@@ -238,7 +238,7 @@ fn read_only(images: &[Image], untrusted: bool) -> bool {
     let files: Vec<Arc<MemoryStorage>> = images.iter().map(Image::storage).collect();
     let fences: Vec<_> = images.iter().map(structures).collect();
     let watched: Vec<Arc<Watched>> = files.iter().map(|f| Watched::sealed(Arc::clone(f) as Arc<dyn Storage>)).collect();
-    bounded("reading", images.iter().map(log_len).sum(), || {
+    bounded("reading", 0, || {
         let options = OpenOptions::new().untrusted(untrusted);
         let Some(disk) = open(Arc::clone(&watched[0]) as Arc<dyn Storage>, &watched[1..], &options) else { return false };
         let sound = disk.check().is_ok_and(|report| report.is_sound());
@@ -254,7 +254,7 @@ fn writing(images: &[Image], sound: bool) {
     let parents: Vec<Arc<Watched>> = images[1..].iter().map(|image| Watched::sealed(image.storage())).collect();
     let watched = Watched::open(Arc::clone(&leaf) as Arc<dyn Storage>);
     parents.iter().chain([&watched]).for_each(|file| file.expect_blocks(256 * MIB));
-    bounded("writing", images.iter().map(log_len).sum(), || {
+    bounded("writing", 0, || {
         let Some(disk) = open(watched, &parents, &OpenOptions::new().writable(true)) else { return };
         let Ok(info) = disk.info() else { return };
         let mut written = Vec::new();

@@ -16,16 +16,42 @@ unlinkat,mkdir,mkdirat,rmdir,symlink,symlinkat,mknod,mknodat,chmod,fchmod,fchmod
 /// One thing that happened, in terms of inodes, so that it can be replayed whatever else was lost.
 #[derive(Clone, Debug)]
 pub enum Event {
-    Write { file: Ino, at: u64, bytes: Arc<[u8]> },
-    SetLen { file: Ino, len: u64 },
-    Punch { file: Ino, at: u64, len: u64 },
+    Write {
+        file: Ino,
+        at: u64,
+        bytes: Arc<[u8]>,
+    },
+    SetLen {
+        file: Ino,
+        len: u64,
+    },
+    Punch {
+        file: Ino,
+        at: u64,
+        len: u64,
+    },
     /// A name appears: a creation, a link, a new directory.
-    Link { dir: Ino, name: String, what: Ino },
-    Unlink { dir: Ino, name: String },
+    Link {
+        dir: Ino,
+        name: String,
+        what: Ino,
+    },
+    Unlink {
+        dir: Ino,
+        name: String,
+    },
     /// In one directory; what had the new name loses it in the same instant.
-    Rename { dir: Ino, from: String, to: String, what: Ino },
+    Rename {
+        dir: Ino,
+        from: String,
+        to: String,
+        what: Ino,
+    },
     /// Of a file or a directory.
-    Sync { what: Ino, path: String },
+    Sync {
+        what: Ino,
+        path: String,
+    },
     /// The act is over: what it promised must last.
     Done,
 }
@@ -49,7 +75,8 @@ pub fn record(command: &Command, root: &Path, files: &mut Files) -> Vec<Event> {
     let out = strace.output().expect("strace runs");
     assert!(out.status.success(), "{}\n{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     let text = std::fs::read_to_string(log.path()).expect("the trace is text");
-    let mut reader = Reader { root: root.to_str().expect("a plain path").to_owned(), files, descriptors: HashMap::new(), events: Vec::new() };
+    let mut reader =
+        Reader { root: root.to_str().expect("a plain path").to_owned(), files, descriptors: HashMap::new(), events: Vec::new() };
     let mut unfinished: HashMap<&str, String> = HashMap::new();
     for line in text.lines() {
         let (pid, rest) = line.split_once(' ').expect("a process id");
