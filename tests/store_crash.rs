@@ -64,7 +64,7 @@ impl Place {
 
     fn create_image(&self, name: &str, byte: u8) {
         let options = ImageOptions::default();
-        self.store().create_image(name, Source::reader(&source(byte)[..]), &options, &NoProgress, &Cancel::new()).expect("an image");
+        self.store().create_image(name, Source::reader(source(byte)), &options, &NoProgress, &Cancel::new()).expect("an image");
     }
 
     fn create_clone(&self, name: &str) {
@@ -113,7 +113,7 @@ impl Place {
             "open a new store" => drop(self.store()),
             "create an image" => self.create_image("app", b'a'),
             "create a second generation" => {
-                let (options, source) = (ImageOptions::default(), Source::reader(&source(b'2')[..]));
+                let (options, source) = (ImageOptions::default(), Source::reader(source(b'2')));
                 self.store().refresh_image("base", Some(source), &options, &NoProgress, &Cancel::new()).map(drop).expect("a generation");
             }
             "create a clone" => self.create_clone("bob.vhdx"),

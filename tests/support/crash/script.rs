@@ -181,7 +181,8 @@ pub fn length_three() -> Vec<Script> {
                 ops.push(Op::Close);
                 let piece = if number % 5 == 4 { 4096 } else { 512 };
                 let name = format!("{kind:?}{} {word:?}", if log_start == 0 { String::new() } else { format!(", log from {log_start}") });
-                scripts.push(Script { kind, log_start, name, ops, interesting, piece });
+                let durable = !(word[0] as u64 + kind as u64).is_multiple_of(4);
+                scripts.push(Script { kind, log_start, name, ops, interesting, piece, durable });
             }
         }
     }
