@@ -48,12 +48,14 @@ mod tools;
 pub mod units;
 
 pub use chain::{
-    ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, HostExtent, LayerInfo, LinkProof,
-    LiveDisk, LiveExtents, MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, SwitchError, Switched,
-    WriteToken,
+    ChainError, CreateError, CreateOptions, Disk, DiskInfo, DiskKind, Extent, ExtentKind, Extents, FlushMode, HostExtent, LayerInfo,
+    LinkProof, LiveDisk, LiveExtents, MAX_CHAIN_DEPTH, OpenError, OpenOptions, ParentInfo, ParentPolicy, RelinkError, Sizes, SwitchError,
+    Switched, WriteToken,
 };
-pub use disk::check::{CheckReport, Finding};
+pub use disk::check::{CheckReport, Consent, Finding, Repair, Severity, Subject};
+pub use disk::compact::{CompactOptions, CompactReport};
 pub use disk::error::DiskError;
+pub use disk::repair::RepairStep;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 #[cfg(feature = "store")]
 pub use image::{
@@ -66,8 +68,9 @@ pub use image::{Control, ControlStopper};
 pub use kind::{ErrorKind, Structure};
 pub use progress::{Cancel, NoProgress, Phase, Progress};
 pub use tools::{
-    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, RebaseOptions, Rebased, ToolError, compare,
-    convert, convert_on, copy_out, diff, is_zero, rebase, rebase_on, walk,
+    Change, ChangeKind, CompareOptions, Content, ConvertOptions, Converted, DiffOptions, Hydrated, MergeOptions, Merged, RebaseOptions,
+    Rebased, RepairOptions, RepairReport, ResizeOptions, Resized, ToolError, compare, convert, convert_on, copy_out, diff, is_zero,
+    merge_into, merge_into_on, merge_to, rebase, rebase_on, walk,
 };
 
 /// The examples of the agents' guide are compiled and run with the others.

@@ -13,14 +13,14 @@ pub(crate) mod loom_tests;
 #[cfg(all(feature = "nbd", not(any(loom, shuttle))))]
 pub(crate) use parking_lot::Condvar;
 #[cfg(not(any(loom, shuttle)))]
-pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock};
+pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::sync::OnceLock;
 #[cfg(not(any(loom, shuttle)))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
 
 #[cfg(any(loom, shuttle))]
-pub(crate) use checked::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, MutexGuard, OnceLock, RwLock};
+pub(crate) use checked::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard};
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::fence;
@@ -34,9 +34,11 @@ pub(crate) use std::sync::{Arc, Weak};
 /// it, and it outlives an execution of a model, so it is the real thing under every checker.
 pub(crate) mod process {
     pub(crate) use parking_lot::Mutex;
-    #[cfg(feature = "sim")]
+    #[cfg(any(feature = "sim", target_os = "linux"))]
     pub(crate) use std::sync::OnceLock;
     pub(crate) use std::sync::atomic::AtomicU64;
+    #[cfg(target_os = "linux")]
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize};
 }
 
 /// A small number of the calling thread: threads that work at the same time should have different ones.

@@ -309,7 +309,7 @@ fn check_reports_what_is_broken() {
     let place = Place::new();
     place.chain();
     let sound = place.json("check child.vhdx --chain");
-    assert_eq!(sound, json!({ "file": "child.vhdx", "errors": [], "warnings": [] }));
+    assert_eq!(sound, json!({ "file": "child.vhdx", "errors": [], "warnings": [], "notes": [] }));
     assert!(place.ok("check child.vhdx").contains("0 errors, 0 warnings"));
     // Two payload blocks in one place: both entries point at where the first one is.
     let mut base = std::fs::read(place.path("base.vhdx")).expect("the file");
@@ -322,7 +322,8 @@ fn check_reports_what_is_broken() {
     assert_eq!(output.status.code(), Some(6));
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let error = &report["errors"][0];
-    assert_eq!(keys(error), ["layer", "message", "offset", "structure"]);
+    assert_eq!(keys(error), ["block", "fault", "layer", "message", "offset", "repair", "structure", "values"]);
+    assert_eq!((&error["fault"], &error["repair"], &error["block"]), (&json!("shared_place"), &json!("no"), &json!(1)));
     assert_eq!((&error["structure"], &error["offset"]), (&json!("bat_entry"), &json!(bat + 8)));
     assert!(text(&place.run("check bad.vhdx").stdout).contains("error: bat entry of layer 0"));
     // What cannot even be opened is a finding, too.

@@ -15,8 +15,8 @@ mod rig;
 use diffdisk::storage::Storage;
 use diffdisk::storage::sim::{CrashOptions, CrashWalk, SimWorld};
 use diffdisk::{
-    Cancel, ChangeKind, CompareOptions, Content, ConvertOptions, DiffOptions, Disk, ErrorKind, NoProgress, OpenOptions, ParentPolicy,
-    Phase, Progress, ToolError, compare, convert_on, copy_out, diff,
+    Cancel, ChangeKind, CompareOptions, Content, ConvertOptions, DiffOptions, Disk, ErrorKind, MergeOptions, NoProgress, OpenOptions,
+    ParentPolicy, Phase, Progress, ToolError, compare, convert, convert_on, copy_out, diff, merge_into, merge_to,
 };
 use family::{Family, Member, Rng, from_env, padded, read_all};
 use loud::loud;
@@ -321,6 +321,64 @@ fn a_power_cut_leaves_the_old_file_or_the_whole_new_one() {
     loud(&format!("convert: {states} states after a power cut, each with the whole file or none"));
 }
 
+/// Three generations travel as one image and two deltas, to a place where only copies are; there each delta is merged, into a new file and in
+/// place. Sizes grow and shrink on the way.
+#[test]
+fn generations_travel_as_deltas() -> Result<(), Box<dyn std::error::Error>> {
+    let mut rng = Rng::new(from_env("DIFFDISK_SEED", 20_261_125));
+    let (mut sent, mut whole) = (0, 0);
+    for round in 0..6_u64 {
+        let (here, there) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let at = |name: &str| here.path().join(name);
+        let to = |name: &str| there.path().join(name);
+        let go = |source: &Content<'_>, name: &str, options: ConvertOptions| {
+            convert(source, at(name), &options.block_size((1 << 20) << (round % 3)), &NoProgress, &Cancel::new())
+        };
+        let sizes = [6_u64 << 20, (4 << 20) + rng.below(4 << 20) / 512 * 512, 6 << 20];
+        let mut bytes: Vec<u8> = Vec::new();
+        let mut generations = Vec::new();
+        for (number, size) in sizes.into_iter().enumerate() {
+            bytes.resize(size as usize, 0);
+            for _ in 0..5 {
+                let start = rng.below(size) as usize;
+                let most = [700, 20_000, 2 << 20][rng.below(3) as usize];
+                let end = (start + 1 + rng.below(most) as usize).min(bytes.len());
+                let byte = if rng.below(3) == 0 { 0 } else { rng.below(255) as u8 + 1 };
+                bytes[start..end].fill(byte);
+            }
+            std::fs::write(at(&format!("{number}.img")), &bytes)?;
+            let name = format!("{number}.vhdx");
+            whole += go(&Content::raw(at(&format!("{number}.img")))?, &name, ConvertOptions::dynamic())?.written;
+            if number > 0 {
+                let parent = ConvertOptions::child_of(at(&format!("{}.vhdx", number - 1)), ParentPolicy::default());
+                let delta = format!("delta-{number}.vhdx");
+                sent += go(&Content::vhdx(at(&name), &OpenOptions::new())?, &delta, parent.keep_identity(true))?.written;
+                std::fs::copy(at(&delta), to(&delta))?;
+            }
+            generations.push(bytes.clone());
+        }
+        std::fs::copy(at("0.vhdx"), to("0.vhdx"))?;
+        let shows = |name: &str, bytes: &[u8]| -> Result<(), Box<dyn std::error::Error>> {
+            let disk = Disk::open(to(name), &OpenOptions::new())?;
+            assert!(disk.check()?.is_sound());
+            let read = read_all(&Content::of(&disk, name));
+            assert!(read == bytes, "round {round}, {name}: {}", first(&read, bytes));
+            Ok(())
+        };
+        shows("delta-1.vhdx", &generations[1])?;
+        // Under the identity that generation 1 has where it was made: the second delta was made over that.
+        let options = MergeOptions::new().keep_identity(true);
+        merge_to(&to("delta-1.vhdx"), None, &to("1.vhdx"), &options, &NoProgress, &Cancel::new())?;
+        shows("1.vhdx", &generations[1])?;
+        shows("delta-2.vhdx", &generations[2])?;
+        merge_into(&to("delta-2.vhdx"), None, &options, &NoProgress, &Cancel::new())?;
+        shows("1.vhdx", &generations[2])?;
+    }
+    loud(&format!("convert: 12 deltas sent and merged, {sent} bytes where whole images have {whole}"));
+    assert!(sent < whole);
+    Ok(())
+}
+
 #[test]
 fn what_makes_no_sense_is_refused() {
     let family = Family::small();
@@ -335,6 +393,7 @@ fn what_makes_no_sense_is_refused() {
     world.create("taken");
     assert_eq!(go("taken", &[], ConvertOptions::raw()), ErrorKind::AlreadyExists);
     assert_eq!(names(&world), ["taken"]);
+    assert_eq!(go("a", &[], ConvertOptions::dynamic().keep_identity(true)), ErrorKind::InvalidInput);
     let same = diff(&source, &source, &DiffOptions::new().granularity(1000), &NoProgress, &Cancel::new());
     assert_eq!(same.expect_err("no power of two").kind(), ErrorKind::InvalidInput);
 }

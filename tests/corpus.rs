@@ -183,7 +183,7 @@ fn accept(case: &Case, leaf: &Path, options: &OpenOptions, counters: &mut Counte
     }
     let report = disk.check().map_err(|e| format!("check: {e}"))?;
     match report.errors.first() {
-        Some(f) => Err(format!("check: layer {}: {} at {}: {}", f.layer, f.structure, f.at, f.message)),
+        Some(f) => Err(format!("check: layer {}: {f}", f.layer)),
         None => Ok(()),
     }
 }

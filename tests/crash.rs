@@ -104,6 +104,41 @@ fn every_crash_of_three_acts_leaves_old_or_new() {
     assert!(outcome.attempts > 0 && outcome.tally.states as usize >= outcome.attempts.min(100), "a stage that tried nothing");
 }
 
+/// The scripts of payload in the log, tried harder than a round of the campaign does: an eighth of all crashes of each.
+#[test]
+fn payload_in_the_log_leaves_old_or_new() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let share = Share { of: knob("DIFFDISK_RIDING_SHARE").unwrap_or(64), nth: 0 };
+    let plan = |run: &Run, script: &Script| {
+        let mut options = check::options_for(run, script.piece);
+        options.limits.share = share;
+        Plan { options, deep_every: 64, deep_share: 16, only: check::everything }
+    };
+    let scripts = script::riding();
+    let began = Instant::now();
+    let (violation, states) = first_violation(&scripts, &plan, began + Duration::from_secs(3600));
+    println!("riding: {states} states of {} scripts, {:.0} s", scripts.len(), began.elapsed().as_secs_f64());
+    assert!(violation.is_none(), "{}", violation.unwrap_or_default());
+    assert!(states > 1000, "only {states} states");
+}
+
+/// They do ride: a flush of such a script is one durable write, and a page that changes is logged again.
+#[test]
+fn the_scripts_of_payload_in_the_log_ride() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let fixtures = Fixtures::new(7);
+    let scripts = script::riding();
+    let _fixed = diffdisk::storage::sim::Fixed::new(0xF1, 0);
+    let (run, trace, _) = campaign::perform(fixtures.of(Kind::Child), &scripts[0]).expect("the script runs without a crash");
+    for flush in run.ops.iter().filter(|performed| performed.op == Op::Flush).skip(1) {
+        let sites: Vec<SyncSite> = trace.events[flush.issued..flush.done]
+            .iter()
+            .filter_map(|event| if let Event::SyncEnd { site, .. } = event { Some(*site) } else { None })
+            .collect();
+        assert_eq!(sites, [SyncSite::Log], "one write, durable on its own");
+    }
+}
+
 /// Every barrier of the engine but those of creation, which `a_creation_is_all_or_nothing` tries.
 const BARRIERS: [SyncSite; 15] = [
     SyncSite::HeaderWipe,
@@ -235,6 +270,7 @@ fn a_dead_sector_of_the_log_keeps_nobody_out() {
         interesting: 0,
         piece: 512,
         durable: true,
+        rides: false,
     };
     let (run, trace, _) = campaign::perform(fixture, &script).expect("the script runs without a crash");
     let mut walk = CrashWalk::new(&trace, check::options_for(&run, script.piece));

@@ -8,8 +8,8 @@ mod loud;
 use diffdisk::storage::sim::{CallKind, CrashOptions, CrashWalk, Event as SimEvent, Fault, FaultStorage, Lost, Repeat, Rng, SimWorld};
 use diffdisk::storage::{MemoryStorage, Storage, Volume};
 use diffdisk::{
-    CreateOptions, DataWriteGuid, Disk, DiskError, ErrorKind, ExtentKind, Guid, LiveDisk, MAX_CHAIN_DEPTH, OpenOptions, ParentPolicy,
-    SwitchError,
+    Cancel, CompactOptions, CreateOptions, DataWriteGuid, Disk, DiskError, ErrorKind, ExtentKind, FlushMode, Guid, LiveDisk,
+    MAX_CHAIN_DEPTH, NoProgress, OpenOptions, ParentPolicy, SwitchError,
 };
 use history::Event;
 use loud::loud;
@@ -112,6 +112,40 @@ fn an_untouched_leaf_and_a_disk_without_parents_can_be_frozen_too() {
         assert_eq!((&word(&world.path("own.vhdx"), 0), &word(&world.path("own.base.vhdx"), 0)), (b"after!", b"before"));
         for name in ["own.vhdx", "own.base.vhdx"] {
             std::fs::remove_file(world.path(name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn compacting_and_saving_take_turns_and_the_way_of_flushing_stays() {
+    let world = World::new(32 * MIB);
+    for mode in [FlushMode::default(), FlushMode::PayloadInLog] {
+        let live = LiveDisk::open(world.path("alice.vhdx"), &OpenOptions::new().flush_mode(mode)).unwrap();
+        let name = |n: u64| world.path(&format!("alice.{mode:?}{n}.avhdx"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    live.compact(&CompactOptions::new(), &NoProgress, &Cancel::new()).unwrap();
+                }
+            });
+            for n in 0..6 {
+                for block in 0..8 {
+                    live.write_at(&tag(block, n + 1), block * MIB).unwrap();
+                    live.trim((16 + block) * MIB, MIB).unwrap();
+                }
+                live.flush().unwrap();
+                live.freeze_and_switch(name(n)).unwrap();
+            }
+        });
+        live.close().unwrap();
+        for n in 0..6 {
+            let disk = Disk::open(name(n), &OpenOptions::new()).unwrap();
+            assert!(disk.check().unwrap().is_sound());
+            for block in 0..8 {
+                let mut bytes = [0; 512];
+                disk.read_at(&mut bytes, block * MIB).unwrap();
+                assert_eq!(untag(block, &bytes), Ok(n + 1), "{mode:?}");
+            }
         }
     }
 }
@@ -374,7 +408,8 @@ impl Ledger {
     fn write(&mut self, live: &LiveDisk, cell: u64) {
         self.next += 1;
         self.writes.push((cell, self.next, self.world.cut()));
-        live.write_at(&tag(cell, self.next), crash_at(cell)).unwrap();
+        // Whole pages, so that they may ride in the log; the first sector is looked at.
+        live.write_at(&tag(cell, self.next).repeat(8), crash_at(cell)).unwrap();
     }
 
     fn flush(&mut self, live: &LiveDisk) {
@@ -417,7 +452,7 @@ impl Volume for NoLinks {
 
 /// Whatever a crash leaves between two calls of a switch, the clone opens and holds what was flushed or written since, and the frozen
 /// file, once the clone stands on it, holds exactly what was there at the switch.
-fn crash_everywhere(has_links: bool, options: CrashOptions) -> (usize, [usize; 3], Result<(), String>) {
+fn crash_everywhere(has_links: bool, mode: FlushMode, options: CrashOptions) -> (usize, [usize; 3], Result<(), String>) {
     let world = SimWorld::new(11);
     let base = world.create("base");
     let disk = Disk::create_on(base.clone(), &CreateOptions::dynamic(3 * MIB).block_size(MIB)).unwrap();
@@ -427,11 +462,14 @@ fn crash_everywhere(has_links: bool, options: CrashOptions) -> (usize, [usize; 3
     let child = CreateOptions::child().block_size(MIB);
     Disk::create_child_on(leaf.clone(), vec![base.clone()], &child).unwrap().close().unwrap();
     world.forget();
-    let live = LiveDisk::from(Disk::open_on(leaf, vec![base], &OpenOptions::new().writable(true)).unwrap());
+    let live = LiveDisk::from(Disk::open_on(leaf, vec![base], &OpenOptions::new().writable(true).flush_mode(mode)).unwrap());
     let volume: Arc<dyn Volume> = if has_links { Arc::new(view(&world)) } else { Arc::new(NoLinks(view(&world))) };
     let mut ledger = Ledger { world: view(&world), next: 0, writes: Vec::new(), flushes: Vec::new(), saves: Vec::new() };
     ledger.write(&live, 0);
     ledger.write(&live, 1);
+    ledger.flush(&live);
+    // A first write of a page in space that is there already: where payload may ride in the log, this does.
+    ledger.write(&live, 3);
     ledger.flush(&live);
     ledger.write(&live, 1);
     ledger.write(&live, 3);
@@ -527,16 +565,17 @@ fn examine(world: &SimWorld, ledger: &Ledger, cut: usize, frozen_content: &[u64]
 #[test]
 fn a_crash_at_any_step_leaves_the_clone_before_or_after() {
     let options = CrashOptions::default();
-    let (states, kinds, violation) = crash_everywhere(true, options.clone());
+    let (states, kinds, violation) = crash_everywhere(true, FlushMode::default(), options.clone());
     violation.unwrap();
     assert!(states > 300 && kinds[0] > 50 && kinds[1] > 50 && kinds[2] == 0, "{states} states, {kinds:?}");
-    let (more, one_name, violation) = crash_everywhere(false, options.clone());
+    assert_ne!(crash_everywhere(true, FlushMode::PayloadInLog, options.clone()).0, states, "payload rides in the log");
+    let (more, one_name, violation) = crash_everywhere(false, FlushMode::PayloadInLog, options.clone());
     violation.unwrap();
     assert!(one_name.iter().all(|&n| n > 0), "{one_name:?}");
     loud(&format!("live: {states} + {more} crash states of a switch, {kinds:?} and {one_name:?}, 0 violations"));
     // The test sees what each sync of a directory is for.
     let blind = CrashOptions { no_op_dir: true, ..options };
-    assert!(crash_everywhere(true, blind).2.is_err(), "without syncs of the directory something must go wrong");
+    assert!(crash_everywhere(true, FlushMode::default(), blind).2.is_err(), "without syncs of the directory something must go wrong");
 }
 
 #[test]

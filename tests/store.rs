@@ -275,6 +275,7 @@ fn a_cancelled_image_leaves_nothing_or_what_it_takes_to_resume() {
     let swept = world.store.sweep().unwrap().swept;
     assert_eq!(swept.len(), 2, "the disk and its journal: {swept:?}");
     assert!(world.files().iter().all(|file| !file.contains(".work")));
+    assert_eq!(world.leftovers(), Vec::<String>::new());
 }
 
 #[test]

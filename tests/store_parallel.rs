@@ -178,6 +178,7 @@ fn a_killed_process_leaves_nothing_that_a_sweep_does_not_clear() {
         age_empty_files(world.dir.path());
         let sweep = world.store.sweep().unwrap();
         assert!(sweep.problems.is_empty(), "round {round}: {sweep:?}");
+        assert_eq!(world.leftovers(), Vec::<String>::new(), "round {round}");
         let clones = world.store.clones().unwrap();
         assert!(clones.iter().all(|clone| clone.state == CloneState::Ready), "round {round}: {clones:?}");
         let there: BTreeSet<PathBuf> = clones.iter().map(|clone| clone.path.clone()).collect();

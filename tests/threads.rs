@@ -11,13 +11,13 @@ mod loud;
 
 use diffdisk::storage::sim::{FaultStorage, Rng};
 use diffdisk::storage::{MemoryStorage, Storage, StorageId, SyncSite};
-use diffdisk::{CreateOptions, Disk, OpenOptions};
+use diffdisk::{Cancel, CompactOptions, CreateOptions, Disk, NoProgress, OpenOptions};
 use history::{Event, ZERO};
 use loud::loud;
 use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
@@ -149,6 +149,8 @@ struct Log {
 struct Round<'a> {
     disk: &'a Disk,
     clock: &'a AtomicU64,
+    /// Whether the threads pause writing now and then and only zero and read, so that blocks of zeros live for a while.
+    calms: bool,
 }
 
 impl Round<'_> {
@@ -195,10 +197,19 @@ impl Round<'_> {
 
     fn work(&self, seed: u64) -> Log {
         let (mut log, mut rng) = (Log::default(), Rng::new(seed));
-        for _ in 0..OPS {
+        for op in 0..OPS {
             let block = rng.below(BLOCKS);
             let (from, to) = (block * MIB / CELL, (block + 1) * MIB / CELL);
-            match rng.below(64) {
+            let is_calm = self.calms && op % 300 >= 220;
+            match if is_calm { 64 + rng.below(4) } else { rng.below(64) } {
+                // In two steps, so that the block keeps its place.
+                64 => {
+                    let half = MIB / 2 / CELL;
+                    for first in [from, from + half] {
+                        self.zeroed(&mut log, first, first + half, || self.disk.write_zeroes(first * CELL, MIB / 2).unwrap());
+                    }
+                }
+                65.. => self.read(&mut log, &mut rng),
                 0..24 => self.write(&mut log, &mut rng),
                 24..55 => self.read(&mut log, &mut rng),
                 55..58 => self.zeroed(&mut log, from, to, || self.disk.trim(block * MIB, MIB).unwrap()),
@@ -219,29 +230,92 @@ impl Round<'_> {
     }
 }
 
+/// What somebody who compacts while the others work did.
+#[derive(Default)]
+struct Compacted {
+    runs: u64,
+    moved: u64,
+    dropped: u64,
+    bitmaps: u64,
+    punched: u64,
+    busy: u64,
+    cut: u64,
+}
+
+impl Compacted {
+    /// Until the others are done, and then once more.
+    fn work(disk: &Disk, over: &AtomicBool) -> Self {
+        let mut sum = Self::default();
+        loop {
+            let last = over.load(Ordering::SeqCst);
+            let report = disk.compact(&CompactOptions::new(), &NoProgress, &Cancel::new()).unwrap();
+            sum.runs += 1;
+            sum.moved += report.moved_blocks;
+            sum.dropped += report.equal_blocks + report.zero_blocks;
+            sum.bitmaps += report.freed_bitmaps;
+            sum.punched += report.punched_bytes;
+            sum.busy += report.busy_blocks;
+            sum.cut += u64::from(report.file_after < report.file_before);
+            if last {
+                return sum;
+            }
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.runs += other.runs;
+        self.moved += other.moved;
+        self.dropped += other.dropped;
+        self.bitmaps += other.bitmaps;
+        self.punched += other.punched;
+        self.busy += other.busy;
+        self.cut += other.cut;
+    }
+}
+
 #[test]
 fn reads_are_those_of_registers_and_what_was_flushed_survives() {
+    histories(7, Duration::from_secs(12), false);
+}
+
+/// The same while one more thread compacts the disk all the time: blocks move, are given up and come back under everybody's feet.
+#[test]
+fn a_compaction_disturbs_nobody() {
+    let sum = histories(7, Duration::from_secs(8), true);
+    assert!(sum.moved > 0 && sum.cut > 0, "nothing moved, or nothing was cut off");
+    // Over a parent of zeros, whose children hold what it shows now and then.
+    let sum = histories(ZERO, Duration::from_secs(8), true);
+    assert!(sum.dropped > 0 && sum.moved > 0, "nothing was given up");
+}
+
+fn histories(inherited: u64, time: Duration, compacts: bool) -> Compacted {
     history::canaries();
-    let parent: Arc<dyn Storage> = parent(7);
+    let parent: Arc<dyn Storage> = parent(inherited);
     let started = Instant::now();
     let clock = AtomicU64::new(1);
+    let mut compacted = Compacted::default();
     let (mut rounds, mut checked, mut flushes, mut reused) = (0, 0, 0, 0);
     let mut leaf = Arc::new(MemoryStorage::new());
     let mut initial: HashMap<u64, u64> = HashMap::new();
-    while rounds < 4 || (rounds < 60 && started.elapsed() < Duration::from_secs(12)) {
+    while rounds < if compacts { 2 } else { 4 } || (rounds < 60 && started.elapsed() < time) {
         // Every eighth round begins with an untouched child, so that there are first touches of all kinds.
         if rounds % 8 == 0 {
             leaf = Arc::new(MemoryStorage::new());
             Disk::create_child_on(leaf.clone(), vec![parent.clone()], &CreateOptions::child().block_size(MIB)).unwrap().close().unwrap();
-            initial = hot_cells().map(|cell| (cell, 7)).collect();
+            initial = hot_cells().map(|cell| (cell, inherited)).collect();
         }
         let file = Hesitant::new(leaf.clone());
         let disk = Disk::open_on(file.clone(), vec![parent.clone()], &OpenOptions::new().writable(true)).unwrap();
-        let round = Round { disk: &disk, clock: &clock };
+        let round = Round { disk: &disk, clock: &clock, calms: compacts };
+        let over = AtomicBool::new(false);
         let logs: Vec<Log> = std::thread::scope(|scope| {
             let seeds = rounds * THREADS..(rounds + 1) * THREADS;
+            let compactor = compacts.then(|| scope.spawn(|| Compacted::work(&disk, &over)));
             let workers: Vec<_> = seeds.map(|seed| (seed, &round)).map(|(seed, round)| scope.spawn(move || round.work(seed))).collect();
-            workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+            let logs: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+            over.store(true, Ordering::SeqCst);
+            compactor.into_iter().for_each(|compactor| compacted.add(&compactor.join().unwrap()));
+            logs.into_iter().map(|log| log.unwrap()).collect()
         });
         let mut events: HashMap<u64, Vec<Event>> = HashMap::new();
         let mut last_flush = 0;
@@ -271,6 +345,14 @@ fn reads_are_those_of_registers_and_what_was_flushed_survives() {
         "threads: {rounds} rounds of {THREADS} threads, {checked} register events, {flushes} flushes, {reused} holes, 0 violations"
     ));
     assert!(reused > rounds, "space was given up and reused");
+    if compacts {
+        let Compacted { runs, moved, dropped, bitmaps, punched, busy, cut } = compacted;
+        loud(&format!(
+            "compaction beside them: {runs} times, {moved} blocks moved, {dropped} and {bitmaps} bitmaps given up, {punched} bytes punched, the \
+             file cut {cut} times, {busy} blocks in use"
+        ));
+    }
+    compacted
 }
 
 /// All hot cells.

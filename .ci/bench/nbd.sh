@@ -61,6 +61,7 @@ names=(ours qemu-raw qemu-qcow2 nbdkit)
 measure() { # NAME RW BS DEPTH: prints microseconds an operation
     fio --name=m --ioengine=nbd --uri="nbd+unix:///?socket=$work/$1" --rw="$2" --bs="$3" --iodepth="$4" --size="${mib}M" \
         --runtime="$seconds" --time_based --norandommap --randrepeat=0 --output-format=json 2>/dev/null |
+        sed -n "/^{/,\$p" |
         jq -r '.jobs[0] | (.read.total_ios + .write.total_ios) as $n | if $n > 0 then ((.read.runtime + .write.runtime) * 1000 / $n) else 0 end'
 }
 

@@ -30,7 +30,7 @@ install() {
 have_qemu() { command -v qemu-img >/dev/null; }
 have_7zip() {
     for zip in 7zz 7z; do
-        if command -v "$zip" >/dev/null && "$zip" i | grep -qi '\bvhdx\b'; then return 0; fi
+        if command -v "$zip" >/dev/null && "$zip" i | grep -i '\bvhdx\b' >/dev/null; then return 0; fi
     done
     return 1
 }

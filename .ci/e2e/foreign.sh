@@ -34,7 +34,7 @@ install() { # PACKAGE...: quietly, if this machine can
 have_7zip() {
     for zip in 7zz 7z; do
         # Listing one VHDX is the only honest test: old versions know VHD and not VHDX.
-        if command -v "$zip" >/dev/null && "$zip" i | grep -qi '\bvhdx\b'; then return 0; fi
+        if command -v "$zip" >/dev/null && "$zip" i | grep -i '\bvhdx\b' >/dev/null; then return 0; fi
     done
     return 1
 }

@@ -101,6 +101,11 @@ impl Ancestor {
         self.below.first().cloned()
     }
 
+    /// What the layer `hops` levels down stands on; 0 asks for what this one stands on.
+    pub(crate) fn beneath(&self, hops: usize) -> Option<&Arc<Ancestor>> {
+        self.below.get(hops)
+    }
+
     /// Where the bytes from `here` on are, and for how many of at most `max` bytes that holds.
     #[inline]
     pub(crate) fn locate(&self, here: VirtualOffset, max: u64) -> Result<(Place, u64), MapError> {

@@ -2,9 +2,9 @@
 
 use super::disk::Disk;
 use super::error::OpenError;
-use crate::disk::check::{CheckReport, Examiner};
+use crate::disk::check::{CheckReport, live};
 use crate::disk::error::DiskError;
-use crate::format::{Fault, FormatError};
+use crate::format::FormatError;
 
 impl Disk {
     /// Examines every file of the chain: both headers and region tables, every BAT entry, overlap of anything with anything,
@@ -15,7 +15,7 @@ impl Disk {
     pub fn check(&self) -> Result<CheckReport, DiskError> {
         let mut report = CheckReport::default();
         for (number, layer) in self.layers().enumerate() {
-            Examiner::new(layer, number, &mut report).examine()?;
+            live::examine(layer, number, &mut report)?;
         }
         Ok(report)
     }
@@ -24,11 +24,11 @@ impl Disk {
     pub(crate) fn refuse_overlaps(&self) -> Result<(), OpenError> {
         let mut report = CheckReport::default();
         for (number, layer) in self.layers().enumerate() {
-            Examiner::new(layer, number, &mut report).examine_overlap()?;
+            live::examine_overlap(layer, number, &mut report)?;
         }
         match report.errors.into_iter().next() {
             None => Ok(()),
-            Some(finding) => Err(FormatError::new(finding.structure, finding.at, Fault::Found(finding.message)).into()),
+            Some(finding) => Err(FormatError::new(finding.structure, finding.at, finding.fault).into()),
         }
     }
 }

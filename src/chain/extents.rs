@@ -71,7 +71,12 @@ impl Extents<'_> {
             self.at += len;
             return Ok(extent);
         }
-        let (spot, len) = self.disk.locate(VirtualOffset::new(self.at), self.end - self.at)?;
+        let at = VirtualOffset::new(self.at);
+        if let Some(writer) = &self.disk.writer {
+            // Whoever holds the iterator may read or write there by himself, so the block must not move to another place.
+            let _ = writer.settle(self.disk.leaf.geometry.block_of(at))?;
+        }
+        let (spot, len) = self.disk.locate(at, self.end - self.at)?;
         let kind = match spot {
             Spot::Data { layer, at } => ExtentKind::Data { layer, file_offset: at.get() },
             Spot::Zero { layer } => ExtentKind::Zero { layer },

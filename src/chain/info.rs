@@ -123,7 +123,8 @@ impl Disk {
         };
         let mut chain: Vec<LayerInfo> = self.layers().map(layer_info).collect::<Result<_, _>>()?;
         chain[0].data_write_guid = data_write_guid;
-        let parent = layer.metadata.parent_locator.as_ref().map(|locator| ParentInfo {
+        let locator = layer.metadata.parent_locator.as_ref().filter(|_| layer.has_parent());
+        let parent = locator.map(|locator| ParentInfo {
             linkage: locator.linkage().unwrap_or(Guid::ZERO),
             paths: locator.paths().into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         });
@@ -152,8 +153,8 @@ impl Disk {
     /// The layers that are open, leaf first.
     pub(crate) fn layers(&self) -> impl Iterator<Item = &Layer> {
         let below = match &self.parents {
-            Parents::Line(line) => line.line(),
-            Parents::None | Parents::NotOpened => &[],
+            Parents::Line(line) if self.leaf.has_parent() => line.line(),
+            Parents::Line(_) | Parents::None | Parents::NotOpened => &[],
         };
         std::iter::once(&*self.leaf).chain(below.iter().map(|layer| &**layer))
     }

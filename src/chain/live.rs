@@ -44,14 +44,15 @@ use crate::storage::Volume;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, RwLock};
 use std::collections::VecDeque;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Extents that are looked up under one hold of the lock.
 const EXTENTS_AT_ONCE: usize = 256;
 
 /// A disk whose leaf can be frozen under a name while any number of threads read and write it.
 ///
-/// Everything [`Disk`] can do to data, this can do as well; a request costs one shared lock more.
+/// Everything [`Disk`] can do to data, this can do as well, except lending places to a host with an I/O engine of its own
+/// ([`Disk::begin_write`]); a request costs one shared lock more.
 ///
 /// ```
 /// use diffdisk::{CreateOptions, Disk, LiveDisk, OpenOptions};
@@ -225,7 +226,7 @@ impl LiveDisk {
     fn switch(&self, make: impl FnOnce(&Disk) -> Result<(Disk, Names), SwitchError>) -> Result<Switched, SwitchError> {
         let _one = self.saving.lock();
         self.settle()?;
-        self.finish(self.maps_ancestors);
+        let _ = self.finish();
         let old = Arc::clone(&self.now.read());
         old.writer()?.check_latch()?;
         let (next, names) = make(&old)?;
@@ -242,8 +243,8 @@ impl LiveDisk {
         }
         let pause = began.elapsed();
         self.settle().map_err(SwitchError::Unfinished)?;
-        let left_open = self.finish(self.maps_ancestors);
-        Ok(Switched { data_write_guid, pause, left_open })
+        let (left_open, exchange) = self.finish();
+        Ok(Switched { data_write_guid, pause: pause.max(exchange), left_open })
     }
 
     /// Sees to steps 4 to 6 of a switch under way.
@@ -272,26 +273,37 @@ impl LiveDisk {
         }
     }
 
-    /// Step 7 of a switch that is settled. Says why the frozen leaf could not be closed, if so; it goes on as a parent with a log.
-    fn finish(&self, maps_ancestors: bool) -> Option<SwitchError> {
-        let pending = self.pending.lock().take_if(|pending| pending.is_settled())?;
-        match pending.finish(maps_ancestors) {
-            Ok(None) => None,
+    /// Step 7 of a switch that is settled. Says why the frozen leaf could not be closed, if so (it goes on as a parent with a log), and how
+    /// long others had to wait while the parents were exchanged.
+    fn finish(&self) -> (Option<SwitchError>, Duration) {
+        let Some(pending) = self.pending.lock().take_if(|pending| pending.is_settled()) else { return (None, Duration::ZERO) };
+        match pending.finish(self.maps_ancestors) {
+            Ok(None) => (None, Duration::ZERO),
             Ok(Some(line)) => {
-                // Whoever copied the `Arc` has let go of it once this lock is ours.
+                // Whoever copied the `Arc` has let go of it once this lock is ours. Flushes wait here for one another, reads and writes do not.
                 let _nobody = self.flushing.write();
+                let began = Instant::now();
                 let mut now = self.now.write();
                 let disk = Arc::get_mut(&mut now).expect("copies are kept under `flushing` or `saving` only");
                 disk.parents = line;
-                None
+                drop(now);
+                (None, began.elapsed())
             }
-            Err(e) => Some(e),
+            Err(e) => (Some(e), Duration::ZERO),
         }
     }
 
     /// Asks the disk of this moment something that takes no time.
     pub(crate) fn with<T>(&self, ask: impl FnOnce(&Disk) -> T) -> T {
         ask(&self.now.read())
+    }
+
+    /// Works on the disk of this moment and keeps it from being switched: for work that moves blocks, which nobody may do to a frozen leaf.
+    pub(crate) fn without_switches<T>(&self, act: impl FnOnce(&Disk) -> T) -> Result<T, DiskError> {
+        let _one = self.saving.lock();
+        self.settle()?;
+        let _ = self.finish();
+        self.pinned(|disk| Ok(act(disk)))
     }
 
     /// Works on the disk of this moment without keeping a switch from happening.
@@ -307,7 +319,7 @@ impl LiveDisk {
     /// As [`Disk::close`]; the cause when a switch cannot be finished.
     pub fn close(self) -> Result<(), DiskError> {
         self.settle()?;
-        let _ = self.finish(self.maps_ancestors);
+        let _ = self.finish();
         Arc::into_inner(self.now.into_inner()).expect("nobody else can have the disk now").close()
     }
 }

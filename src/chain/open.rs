@@ -5,7 +5,7 @@ use super::ancestor::{self, Ancestor, MAX_CHAIN_DEPTH};
 use super::disk::{Disk, Parents};
 use super::error::{ChainError, CreateError, OpenError};
 use super::gate::{self, Gate, GateError, absolute_locator_path, directory_of, relative_locator_path};
-use super::options::{CreateOptions, NewKind, OpenOptions};
+use super::options::{CreateOptions, FlushMode, NewKind, OpenOptions};
 use crate::disk::create::Blueprint;
 use crate::disk::layer::Layer;
 use crate::disk::writer::Writer;
@@ -83,7 +83,10 @@ impl Disk {
             leaf.header.next_sequence(leaf.slot)?;
         }
         let leaf = Arc::new(leaf);
-        let writer = (access == Access::Writable).then(|| Writer::new(Arc::clone(&leaf)));
+        let mut writer = (access == Access::Writable).then(|| Writer::new(Arc::clone(&leaf)));
+        if let (FlushMode::PayloadInLog, Some(writer)) = (options.flush_mode, &mut writer) {
+            writer.let_payload_ride();
+        }
         let disk = Self { leaf, parents, writer };
         if options.untrusted {
             disk.refuse_overlaps()?;
@@ -187,6 +190,12 @@ impl Disk {
         ancestor::share(layer, false, below.as_ref())
     }
 
+    /// A file that was laid down a moment ago, open for writing over parents that are open already.
+    pub(crate) fn over(leaf: Arc<dyn Storage>, line: Option<Arc<Ancestor>>) -> Result<Self, OpenError> {
+        let probe = Layer::open(leaf, None)?;
+        Self::assemble(probe, line.into(), Access::Writable, &OpenOptions::new())
+    }
+
     fn adopt_child(leaf: Arc<dyn Storage>, path: PathBuf, line: Arc<Ancestor>) -> Result<Self, CreateError> {
         let probe = Layer::open(leaf, Some(path))?;
         Ok(Self::assemble(probe, Parents::Line(line), Access::Writable, &OpenOptions::new())?)
@@ -233,7 +242,7 @@ fn lock_if_there(path: &Path) -> Result<Option<FileStorage>, StorageError> {
 }
 
 /// What the locator of a new child says: the way from its directory (a path without links), and the absolute path.
-pub(super) fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
+pub(crate) fn locator(child_dir: &Path, parent: &Path, identity: DataWriteGuid) -> Result<ParentLocator, CreateError> {
     if identity.get().is_zero() {
         return Err(CreateError::ParentWithoutIdentity);
     }

@@ -7,7 +7,7 @@ use super::disk::{Disk, Parents};
 use super::error::{ChainError, CreateError, OpenError};
 use super::gate::directory_of;
 use super::open::{as_ancestor, blueprint, locator_to};
-use super::options::{CreateOptions, OpenOptions};
+use super::options::{CreateOptions, FlushMode, OpenOptions};
 use crate::disk::error::DiskError;
 use crate::disk::layer::Layer;
 use crate::format::ParentLocator;
@@ -24,7 +24,8 @@ use std::time::Duration;
 pub struct Switched {
     /// The identity of the frozen content, which the new leaf names as its parent.
     pub data_write_guid: DataWriteGuid,
-    /// How long requests of other threads had to wait at most: for those under way to end, and for the switch.
+    /// How long requests of other threads had to wait at most: for those under way to end, and for a pointer to change. There are two such
+    /// moments, the switch and the exchange of the parents' handles; this is the longer one.
     pub pause: Duration,
     /// Why the frozen file could not be closed and opened again read-only. It is a sound parent all the same; its log is replayed in memory
     /// by whoever opens it.
@@ -278,7 +279,9 @@ fn options_after(old: &Disk) -> CreateOptions {
 fn stand_on(old: &Disk, file: Arc<dyn Storage>, path: Option<PathBuf>) -> Result<Disk, SwitchError> {
     let line = Ancestor::new(Arc::clone(&old.leaf), old.parents.line());
     let probe = Layer::open(file, path).map_err(|e| SwitchError::Leaf(e.into()))?;
-    let next = Disk::on_line(probe, Arc::new(line), &OpenOptions::new()).map_err(|e| SwitchError::Leaf(e.into()))?;
+    let rides = old.writer()?.riders.is_some();
+    let mode = if rides { FlushMode::PayloadInLog } else { FlushMode::default() };
+    let next = Disk::on_line(probe, Arc::new(line), &OpenOptions::new().flush_mode(mode)).map_err(|e| SwitchError::Leaf(e.into()))?;
     next.writer()?.inherit_nothing();
     next.writer()?.begin()?;
     Ok(next)

@@ -26,6 +26,7 @@
 //! of a chunk's bitmap block stands behind those of its payload blocks in the BAT.
 
 use super::error::DiskError;
+use super::riding::Riders;
 use super::writer::{Commit, Writer};
 use crate::format::BitmapState;
 use crate::guid::DataWriteGuid;
@@ -78,10 +79,23 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) fn flush_as_leader(&self, commit: &mut Commit) -> Result<(), DiskError> {
+    pub(crate) fn flush_as_leader(&self, commit: &mut Commit) -> Result<(), DiskError> {
         let frozen = self.freeze().map_err(|e| self.latch(e))?;
         let file = &*self.layer.file;
-        if frozen.is_empty() {
+        if self.may_ride(commit, &frozen) {
+            return match self.commit_riding(commit, &frozen) {
+                Ok(()) => Ok(()),
+                Err(e) if e.is_harmless() => {
+                    self.restore_frozen(frozen);
+                    Err(e.into())
+                }
+                Err(e) => Err(self.latch(e.into())),
+            };
+        }
+        if frozen.is_empty() && !self.riders.as_ref().is_some_and(Riders::is_waiting) {
+            // Every entry is durable as it stands, so what was given up is given up for good.
+            let epoch = self.quarantine.epoch();
+            self.space.lock().enter_limbo(epoch, frozen.released);
             if self.take_payload() {
                 let len = self.space.lock().file_end() * MIB;
                 let _ = commit.log.sync(file, &mut commit.headers, SyncSite::Rewrite).map_err(|e| self.latch(e.into()))?;
@@ -134,7 +148,10 @@ impl Writer {
                 PageKey::Bitmap(number) => {
                     let page = layer.bitmaps.loaded_page(number).expect("a dirty page is loaded");
                     DirtyList::unmark(&page.dirty);
-                    let page_at = Page { home: self.bitmap_page_home(number)?, image: page.image() };
+                    // Its block was given up since (`disk/compact/bitmaps.rs`): no block of the chunk asks for these bits, and who makes one
+                    // partially present again rewrites its slice.
+                    let Some(home) = self.bitmap_page_home(number)? else { continue };
+                    let page_at = Page { home, image: page.image() };
                     if page.unconsulted.swap(false, Ordering::Relaxed) {
                         frozen.direct.push(page_at);
                         frozen.direct_keys.push(key);
@@ -148,13 +165,13 @@ impl Writer {
         Ok(frozen)
     }
 
-    fn bitmap_page_home(&self, page: u64) -> Result<FileOffset, DiskError> {
+    fn bitmap_page_home(&self, page: u64) -> Result<Option<FileOffset>, DiskError> {
         let (chunk, _) = BitmapTable::place_of(page);
         let home = match self.layer.bat.bitmap(chunk, &*self.layer.file)? {
-            BitmapState::Present(home) => home,
-            BitmapState::NotPresent => self.fresh_bitmap(chunk).expect("a dirty bitmap page has a home"),
+            BitmapState::Present(home) => Some(home),
+            BitmapState::NotPresent => self.fresh_bitmap(chunk),
         };
-        Ok(BitmapTable::page_home(page, home))
+        Ok(home.map(|home| BitmapTable::page_home(page, home)))
     }
 
     /// Commits the pages; `logged` keeps what did not become durable.
@@ -182,11 +199,17 @@ impl Writer {
         let mut direct: Vec<&Page> = direct.iter().collect();
         direct.sort_unstable_by_key(|page| page.home);
         write_pages(file, direct.iter().map(|page| (page.home.get(), &*page.image)))?;
-        let applied = commit.log.apply_if_crowded(file)?;
+        // Entries with payload must be dead before payload is written around them: see `riding.rs`.
+        let kills = self.riders.as_ref().is_some_and(Riders::is_live);
+        let applied = commit.log.apply_if_crowded(file, kills)?;
         let frozen = commit.log.freeze(pages);
         let (file_end, end) = self.lengths();
         let lengths = Lengths { flushed: commit.durable_len, last: end };
-        let has_payload = self.take_payload() || !direct.is_empty();
+        let mut has_payload = self.take_payload() || !direct.is_empty();
+        if let Some(riders) = &self.riders {
+            has_payload |= riders.is_waiting();
+            riders.get_off();
+        }
         if commit.log.is_started() {
             let settled = if has_payload || applied {
                 commit.log.lay_down(file, frozen.pages()).inspect_err(|_| self.mark_payload())?;
@@ -204,6 +227,58 @@ impl Writer {
             let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::Payload)?;
             commit.durable_len = file_end;
             commit.log.name(file, &mut commit.headers, guid, entry.settle(&barrier))?;
+        }
+        if let (true, Some(riders)) = (kills, &self.riders) {
+            riders.forget_live();
+        }
+        Ok(())
+    }
+
+    /// Whether a flush can do with one entry that carries the payload: there is nothing that only a sync would harden, and the
+    /// ring has room where it is laid down.
+    fn may_ride(&self, commit: &Commit, frozen: &Frozen) -> bool {
+        let Some(riders) = &self.riders else { return false };
+        let pages = frozen.logged.len() + frozen.direct.len() + riders.waiting();
+        riders.may_depart()
+            && !self.has_payload()
+            && frozen.released.is_empty()
+            && commit.durable_len == self.lengths().0
+            && commit.log.takes(&*self.layer.file, pages)
+    }
+
+    /// One entry with mappings and payload. In this order:
+    ///   1. an entry, made durable    crash: nothing of it counts, or all of it; what is in place counts for nothing without its bits
+    ///   2. pages go home later       crash: replayed
+    ///
+    /// Bitmap pages that nobody consulted so far travel along as well: writing them home first would need the sync that is saved.
+    fn commit_riding(&self, commit: &mut Commit, frozen: &Frozen) -> Result<(), LogError> {
+        let riders = self.riders.as_ref().expect("somebody rides");
+        let file = &*self.layer.file;
+        let mut pages: Vec<Page> = frozen.logged.iter().map(|(_, page)| page.clone()).chain(frozen.direct.iter().cloned()).collect();
+        let metadata = pages.len();
+        pages.extend(riders.depart());
+        let (_, end) = self.lengths();
+        let lengths = Lengths { flushed: commit.durable_len, last: end };
+        if !commit.log.takes(file, pages.len()) {
+            // More of them changed in this very moment. They are in place, and this entry is written after a sync like any other.
+            self.mark_payload();
+            return self.commit_entry(commit, &[], pages.into_iter().take(metadata).collect());
+        }
+        let settled = commit.log.freeze(pages).settle_with_payload(metadata);
+        let durable = commit.log.append(file, &mut commit.headers, settled, lengths).inspect_err(|_| self.mark_payload())?;
+        commit.log.accept(durable);
+        Ok(())
+    }
+
+    /// No payload rides from here on, and no entry holds any: somebody is going to write around this module.
+    pub(crate) fn stop_riding(&self) -> Result<(), DiskError> {
+        let Some(riders) = &self.riders else { return Ok(()) };
+        if riders.close() {
+            let mut commit = self.commit.lock();
+            self.flush_as_leader(&mut commit)?;
+            if riders.is_live() {
+                self.commit_entry(&mut commit, &[], Vec::new()).map_err(|e| self.latch(e.into()))?;
+            }
         }
         Ok(())
     }
@@ -238,7 +313,7 @@ impl Writer {
     }
 
     /// Gives space whose release is durable back to the host, once nobody can be writing into it.
-    pub(super) fn reclaim(&self) {
+    pub(crate) fn reclaim(&self) {
         let free = {
             let mut space = self.space.lock();
             if !space.has_limbo() {
@@ -247,6 +322,9 @@ impl Writer {
             space.leave_limbo(self.quarantine.advance())
         };
         for extent in free {
+            // A reader that looked up the old place and is still on its way must notice: what it reads from here on are zeros, and for
+            // a block that moved (`disk/compact`) that is not what the disk shows.
+            self.quarantine.count_reuse();
             // The hole gives the space back and leaves zeros; whoever gets it next syncs before exposing it. Where there are
             // no holes the bytes stay, and who needs zeros writes them.
             let zeroed = self.layer.file.punch(extent.start * MIB, extent.mib * MIB).is_ok();
@@ -277,7 +355,11 @@ impl Writer {
         let Commit { headers, log, .. } = &mut *commit;
         log.stop(file, headers, data_write).map_err(|e| if e.is_harmless() { e.into() } else { self.latch(e.into()) })?;
         // The log is empty in both durable headers, so nothing vouches for the old length any more.
+        let given_up = std::mem::take(&mut *self.given_up.lock());
         let mut space = self.space.lock();
+        for home in given_up {
+            space.add_free(Extent { start: home.mib(), mib: 1 }, false);
+        }
         let end = space.trimmed_end();
         if end < space.file_end() {
             storage::set_len(file, end * MIB)?;

@@ -44,6 +44,7 @@ impl<'a> HostWrite<'a> {
     pub(crate) fn begin(writer: &'a Writer, at: VirtualOffset, len: u64) -> Result<Self, DiskError> {
         writer.check_latch()?;
         writer.begin()?;
+        writer.stop_riding()?;
         let mut prepared = Self { writer, pieces: Vec::new() };
         for span in writer.layer.geometry.spans(at, len) {
             let piece = prepared.prepare(span)?;
@@ -55,9 +56,14 @@ impl<'a> HostWrite<'a> {
     fn prepare(&self, span: BlockSpan) -> Result<Piece, DiskError> {
         let writer = self.writer;
         let g = &writer.layer.geometry;
-        let (home, due) = match writer.layer.payload(span.block)? {
+        // Under the stripe: a block that is being completed from its parent is not entered in the middle of it.
+        let _stripe = writer.stripe(span.block);
+        let (home, due) = match writer.hold_still(span.block)? {
             PayloadState::FullyPresent(home) => (home, Due::Nothing),
-            PayloadState::PartiallyPresent(home) => (home, Due::Bits(home)),
+            PayloadState::PartiallyPresent(home) => {
+                writer.enter_hosted(span.block);
+                (home, Due::Bits(home))
+            }
             PayloadState::NotPresent | PayloadState::Zero | PayloadState::Undefined | PayloadState::Unmapped => {
                 // Zeros in any case: whether the block becomes partially or fully present is decided when it is published.
                 let space = writer.allocate(g.block_mib(), u64::from(span.len) != g.block_size())?;
@@ -84,7 +90,11 @@ impl<'a> HostWrite<'a> {
         while let Some(piece) = self.pieces.pop() {
             match piece.due {
                 Due::Nothing => {}
-                Due::Bits(home) => self.writer.publish_sectors(piece.span, home)?,
+                Due::Bits(home) => {
+                    let published = self.writer.publish_sectors(piece.span, home);
+                    self.writer.leave_hosted(piece.span.block);
+                    published?;
+                }
                 Due::Space(space) => {
                     if !self.writer.publish_space(piece.span, space)? {
                         let copied = self.copy(backing, piece.span, space);
@@ -113,10 +123,11 @@ impl<'a> HostWrite<'a> {
 
 impl Drop for HostWrite<'_> {
     fn drop(&mut self) {
-        let mut space = self.writer.space.lock();
         for piece in &self.pieces {
-            if let Due::Space(unused) = piece.due {
-                space.give_back(unused);
+            match piece.due {
+                Due::Nothing => {}
+                Due::Bits(_) => self.writer.leave_hosted(piece.span.block),
+                Due::Space(unused) => self.writer.space.lock().give_back(unused),
             }
         }
     }

@@ -30,8 +30,8 @@
 use super::error::DiskError;
 use super::writer::{Commit, Writer};
 use crate::format::{
-    FILE_PARAMETERS, METADATA_REGION, Metadata, MetadataEntry, MetadataTable, PARENT_LOCATOR, ParentLocator, Region, TABLE_LEN,
-    VIRTUAL_DISK_SIZE,
+    FILE_PARAMETERS, METADATA_REGION, Metadata, MetadataEntry, MetadataTable, PARENT_LOCATOR, PHYSICAL_SECTOR_SIZE, ParentLocator, Region,
+    TABLE_LEN, VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
 };
 use crate::guid::{FileWriteGuid, Guid};
 use crate::kind::Structure;
@@ -69,6 +69,16 @@ impl ItemChange {
     /// Another virtual size in bytes (MS-VHDX 2.6.2.2).
     pub(crate) fn virtual_size(bytes: u64) -> Self {
         Self::system(VIRTUAL_DISK_SIZE, true, bytes.to_le_bytes().to_vec())
+    }
+
+    /// Another identity for the guest (MS-VHDX 2.6.2.3).
+    pub(crate) fn disk_id(id: Guid) -> Self {
+        Self::system(VIRTUAL_DISK_ID, true, id.to_bytes().to_vec())
+    }
+
+    /// Another physical sector size (MS-VHDX 2.6.2.5).
+    pub(crate) fn physical_sector(bytes: u32) -> Self {
+        Self::system(PHYSICAL_SECTOR_SIZE, true, bytes.to_le_bytes().to_vec())
     }
 
     /// Block size and flags as `metadata` has them (MS-VHDX 2.6.2.1).

@@ -16,9 +16,9 @@ use crate::log::replay::{self, Unreplayed};
 use crate::mapping::bat::{BatTable, Fences, MapError};
 use crate::mapping::bitmap::BitmapTable;
 use crate::storage::{self, Storage, StorageError};
+use crate::sync::{Arc, AtomicU8, Ordering};
 use crate::units::{BatIndex, BlockHome, BlockIndex, FileOffset, VirtualOffset};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// What this file says about a stretch of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +61,29 @@ pub(crate) struct Layer {
     pub(crate) bitmaps: BitmapTable,
     /// Length of the file (of its replayed view) at open.
     pub(crate) file_len: u64,
+    /// The code of a [`Link`]. Looked at where blocks are touched first, never by a read.
+    link: AtomicU8,
+}
+
+/// What a differencing disk that is open for writing makes of blocks that are not present (`hydrate.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// They are the parent's.
+    Linked,
+    /// They are the parent's, which shows zeros there.
+    Whole,
+    /// They are zeros: the file has no parent any more.
+    Cut,
+}
+
+impl Link {
+    fn code(self) -> u8 {
+        match self {
+            Self::Linked => 0,
+            Self::Whole => 1,
+            Self::Cut => 2,
+        }
+    }
 }
 
 impl std::fmt::Debug for Layer {
@@ -116,6 +139,7 @@ impl Layer {
             metadata,
             geometry,
             file_len,
+            link: AtomicU8::new(Link::Linked.code()),
         })
     }
 
@@ -132,7 +156,18 @@ impl Layer {
 
     /// Whether the file is a differencing disk.
     pub(crate) fn has_parent(&self) -> bool {
-        self.metadata.has_parent
+        self.metadata.has_parent && self.link.load(Ordering::Acquire) != Link::Cut.code()
+    }
+
+    /// Whether a block that is not present may become partially present: the parent shows through its other sectors. The caller holds
+    /// the block's stripe.
+    pub(crate) fn shows_parent(&self) -> bool {
+        self.metadata.has_parent && self.link.load(Ordering::Acquire) == Link::Linked.code()
+    }
+
+    /// See [`Link`]. The caller holds all stripes.
+    pub(crate) fn switch(&self, link: Link) {
+        self.link.store(link.code(), Ordering::Release);
     }
 
     /// Whether the file promises to keep every block allocated (MS-VHDX 2.6.2.1).
@@ -186,7 +221,7 @@ impl Layer {
         match self.payload(block)? {
             PayloadState::FullyPresent(home) => Ok((Answer::Data(home.at(within)), len)),
             PayloadState::PartiallyPresent(home) => self.answer_by_sector(at, len, home),
-            PayloadState::NotPresent => Ok((if self.has_parent() { Answer::Parent } else { Answer::Zero }, len)),
+            PayloadState::NotPresent => Ok((if self.metadata.has_parent { Answer::Parent } else { Answer::Zero }, len)),
             // MS-VHDX 2.5.1.1 lets a reader choose for two of these; zeros are stable and leak nothing.
             PayloadState::Zero | PayloadState::Unmapped | PayloadState::Undefined => Ok((Answer::Zero, len)),
         }

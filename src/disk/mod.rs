@@ -1,17 +1,19 @@
-//! One VHDX file: opening, creating, writing, trimming, flushing, checking, relinking. Parents are the next floor's business.
+//! One VHDX file: opening, creating, writing, trimming, flushing, checking, repairing, relinking. Parents are the next floor's business.
 
 pub(crate) mod backing;
 pub(crate) mod check;
+pub(crate) mod compact;
 pub(crate) mod create;
 pub(crate) mod error;
-#[cfg_attr(not(test), expect(dead_code, reason = "merging and flattening use the rest of it"))]
 pub(crate) mod flush;
 pub(crate) mod host_io;
-#[expect(dead_code, reason = "compacting, resizing, merging and flattening use the rest of it")]
+pub(crate) mod hydrate;
 pub(crate) mod items;
 pub(crate) mod layer;
+pub(crate) mod repair;
+pub(crate) mod resize;
+pub(crate) mod riding;
 pub(crate) mod trim;
 pub(crate) mod write;
 mod write_batch;
-#[expect(dead_code, reason = "compacting, resizing, merging and flattening use the rest of it")]
 pub(crate) mod writer;

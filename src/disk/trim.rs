@@ -70,14 +70,14 @@ impl Writer {
         let g = &self.layer.geometry;
         let _stripe = self.stripe(block);
         let index = g.bat_index(block);
-        let gives_up = match (self.layer.payload(block)?, how) {
+        let gives_up = match (self.hold_still(block)?, how) {
             (PayloadState::FullyPresent(home) | PayloadState::PartiallyPresent(home), _) if self.layer.is_fixed() => {
                 return self.zero_in_place(home, 0, g.block_size());
             }
             (PayloadState::FullyPresent(home) | PayloadState::PartiallyPresent(home), _) => Some(home),
             (PayloadState::NotPresent, _) => {
                 let start = g.block_start(block).get();
-                if !self.layer.has_parent() || how != Clear::Pin && backing.is_zero(start, u64::from(g.visible_len(block)))? {
+                if !self.layer.shows_parent() || how != Clear::Pin && backing.is_zero(start, u64::from(g.visible_len(block)))? {
                     return Ok(()); // reads as zeros already
                 }
                 None
@@ -105,10 +105,10 @@ impl Writer {
         let at = self.layer.geometry.block_start(span.block).get() + u64::from(span.within.get());
         {
             let _stripe = self.stripe(span.block);
-            match self.layer.payload(span.block)? {
+            match self.hold_still(span.block)? {
                 PayloadState::FullyPresent(home) => return self.zero_in_place(home, u64::from(span.within.get()), u64::from(span.len)),
                 PayloadState::Zero | PayloadState::Unmapped | PayloadState::Undefined => return Ok(()),
-                PayloadState::NotPresent if !self.layer.has_parent() => return Ok(()),
+                PayloadState::NotPresent if !self.layer.shows_parent() => return Ok(()),
                 PayloadState::NotPresent | PayloadState::PartiallyPresent(_) => {}
             }
         }
@@ -124,6 +124,15 @@ impl Writer {
     fn zero_in_place(&self, home: BlockHome, within: u64, len: u64) -> Result<(), DiskError> {
         let at = home.start().get() + within;
         let file = &*self.layer.file;
+        if self.riders.as_ref().is_some_and(|riders| riders.may_hold(at, len as usize)) {
+            let mut done = 0;
+            while done < len {
+                let part = (len - done).min(ZEROS.len() as u64);
+                self.land(&ZEROS[..part as usize], at + done)?;
+                done += part;
+            }
+            return Ok(());
+        }
         let result = if len >= PUNCH_FROM { storage::punch_or_zero(file, at, len) } else { storage::write_zeros(file, at, len) };
         self.mark_payload();
         Ok(result?)

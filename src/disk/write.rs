@@ -12,6 +12,7 @@
 
 use super::backing::Backing;
 use super::error::DiskError;
+use super::riding::{LONGEST, Riders};
 use super::writer::Writer;
 use crate::format::{BitmapState, PayloadState};
 use crate::geometry::BlockSpan;
@@ -19,8 +20,8 @@ use crate::mapping::bitmap::{BitmapTable, PAGES_PER_CHUNK, PageSource};
 use crate::mapping::dirty::PageKey;
 use crate::mapping::space::Allotment;
 use crate::storage;
-use crate::sync::Ordering;
-use crate::units::{BlockHome, BlockIndex, VirtualOffset};
+use crate::sync::{Ordering, RwLockReadGuard};
+use crate::units::{BlockHome, BlockIndex, PAGE_LEN, VirtualOffset};
 
 /// The bytes of a request that go to one stretch of the file, gathered over neighbouring blocks.
 struct Run {
@@ -30,7 +31,7 @@ struct Run {
 }
 
 /// A cold span: where it lies in its block, in bytes and sectors.
-struct Cold<'a> {
+pub(super) struct Cold<'a> {
     block: BlockIndex,
     /// First byte in the block.
     within: u32,
@@ -85,10 +86,7 @@ impl Writer {
 
     fn write_run(&self, run: Option<Run>, data: &[u8]) -> Result<(), DiskError> {
         if let Some(run) = run {
-            let result = storage::write_all(&*self.layer.file, &data[run.from..run.from + run.len], run.at);
-            // Also after a failure: a part may have landed.
-            self.mark_payload();
-            result?;
+            self.land(&data[run.from..run.from + run.len], run.at)?;
         }
         Ok(())
     }
@@ -96,13 +94,15 @@ impl Writer {
     /// The block's home, if every sector of the span is present.
     #[inline]
     pub(super) fn hot_home(&self, span: BlockSpan) -> Result<Option<BlockHome>, DiskError> {
-        match self.layer.payload(span.block)? {
-            PayloadState::FullyPresent(home) => Ok(Some(home)),
-            PayloadState::PartiallyPresent(home) => {
+        match self.layer.bat.settled(span.block, &*self.layer.file)? {
+            Some(PayloadState::FullyPresent(home)) => Ok(Some(home)),
+            Some(PayloadState::PartiallyPresent(home)) => {
                 let (first, end) = self.sectors_of(span.within.get(), span.len);
                 Ok(self.all_present(span.block, first, end)?.then_some(home))
             }
-            PayloadState::NotPresent | PayloadState::Undefined | PayloadState::Zero | PayloadState::Unmapped => Ok(None),
+            Some(PayloadState::NotPresent | PayloadState::Undefined | PayloadState::Zero | PayloadState::Unmapped) => Ok(None),
+            // It is about to move: its stripe decides.
+            None => Ok(None),
         }
     }
 
@@ -118,16 +118,34 @@ impl Writer {
         Ok(self.layer.bitmaps.all_set(g.chunk_of(block), g.first_bit(block) + first, end - first, &*self.layer.file, home)?)
     }
 
+    /// The state of a block, which stays where it is: a move that is being prepared is called off. The caller holds the stripe.
+    pub(crate) fn hold_still(&self, block: BlockIndex) -> Result<PayloadState, DiskError> {
+        let state = self.layer.payload(block)?;
+        self.layer.bat.unmark(block);
+        Ok(state)
+    }
+
+    /// The same for somebody who holds a ticket and no lock: as long as the ticket lives, the block stays where it is.
+    pub(crate) fn settle(&self, block: BlockIndex) -> Result<PayloadState, DiskError> {
+        match self.layer.bat.settled(block, &*self.layer.file)? {
+            Some(state) => Ok(state),
+            None => {
+                let _stripe = self.stripe(block);
+                self.hold_still(block)
+            }
+        }
+    }
+
     #[cold]
     pub(super) fn write_cold(&self, backing: &dyn Backing, span: BlockSpan, data: &[u8]) -> Result<(), DiskError> {
         let _stripe = self.stripe(span.block);
         let within = span.within.get();
         let cold = Cold { block: span.block, within, data, sectors: self.sectors_of(within, span.len) };
-        match self.layer.payload(span.block)? {
+        match self.hold_still(span.block)? {
             // Somebody else was first.
             PayloadState::FullyPresent(home) => self.put(home, within, data),
             PayloadState::PartiallyPresent(home) => self.write_partial(backing, &cold, home),
-            PayloadState::NotPresent if self.layer.has_parent() => {
+            PayloadState::NotPresent if self.layer.shows_parent() => {
                 if within == 0 && span.len >= self.layer.geometry.visible_len(span.block) {
                     self.first_touch_whole(&cold)
                 } else {
@@ -142,11 +160,70 @@ impl Writer {
 
     /// Writes bytes into a block of this file.
     #[inline]
-    fn put(&self, home: BlockHome, within: u32, data: &[u8]) -> Result<(), DiskError> {
-        let result = storage::write_all(&*self.layer.file, data, home.start().get() + u64::from(within));
+    pub(super) fn put(&self, home: BlockHome, within: u32, data: &[u8]) -> Result<(), DiskError> {
+        self.land(data, home.start().get() + u64::from(within))
+    }
+
+    /// Puts payload in its place in the file, and sees to it that the next flush makes it durable. Every write of payload goes
+    /// through here, but those that board the log (`riding.rs`).
+    #[inline]
+    pub(super) fn land(&self, data: &[u8], at: u64) -> Result<(), DiskError> {
+        if let Some(riders) = &self.riders
+            && riders.may_hold(at, data.len())
+        {
+            return self.land_beside_riders(riders, data, at);
+        }
+        let result = storage::write_all(&*self.layer.file, data, at);
         // Also after a failure: a part may have landed.
         self.mark_payload();
         Ok(result?)
+    }
+
+    #[cold]
+    fn land_beside_riders(&self, riders: &Riders, data: &[u8], at: u64) -> Result<(), DiskError> {
+        let result = riders.rewrite(&*self.layer.file, at, data);
+        if !matches!(result, Ok(true)) {
+            self.mark_payload();
+        }
+        Ok(result.map(drop)?)
+    }
+
+    /// Whether the pages of a first write may board the log: whole pages, not too many, and none of their sectors present, so that
+    /// nobody is writing to them.
+    fn may_board(&self, cold: &Cold<'_>) -> Result<bool, DiskError> {
+        let len = cold.data.len();
+        let is_whole = (cold.within as usize).is_multiple_of(PAGE_LEN) && len.is_multiple_of(PAGE_LEN);
+        if self.riders.is_none() || !is_whole || len > LONGEST {
+            return Ok(false);
+        }
+        match self.layer.payload(cold.block)? {
+            PayloadState::NotPresent => Ok(true),
+            PayloadState::PartiallyPresent(_) => {
+                let g = &self.layer.geometry;
+                let (first, count) = (g.first_bit(cold.block) + cold.sectors.0, cold.sectors.1 - cold.sectors.0);
+                let home = || self.layer.bitmap_home(cold.block);
+                let run = self.layer.bitmaps.run(g.chunk_of(cold.block), first, count, &*self.layer.file, home)?;
+                Ok(!run.present && run.len == count)
+            }
+            PayloadState::FullyPresent(_) | PayloadState::Undefined | PayloadState::Zero | PayloadState::Unmapped => Ok(false),
+        }
+    }
+
+    /// Writes the pages of a first write that may board, without a mark: [`Writer::board`] follows under the gate.
+    fn land_to_board(&self, cold: &Cold<'_>, home: BlockHome) -> Result<(), DiskError> {
+        let at = home.start().get() + u64::from(cold.within);
+        storage::write_all(&*self.layer.file, cold.data, at).inspect_err(|_| self.mark_payload())?;
+        Ok(())
+    }
+
+    /// The pages that [`Writer::land_to_board`] wrote board the log, or wait for a sync where there is no room. The caller holds
+    /// the gate and publishes their bits next: a commit that carries the bits carries the pages.
+    fn board(&self, cold: Option<&Cold<'_>>, home: BlockHome) {
+        if let (Some(cold), Some(riders)) = (cold, &self.riders)
+            && !riders.board(home.start().get() + u64::from(cold.within), cold.data)
+        {
+            self.mark_payload();
+        }
     }
 
     /// The block becomes fully present: its other bytes are zeros (no parent, a zeroed block), or there are no others.
@@ -161,7 +238,7 @@ impl Writer {
     }
 
     /// Makes a block fully present at `home`. The caller holds the stripe.
-    fn publish_whole(&self, block: BlockIndex, home: BlockHome) {
+    pub(super) fn publish_whole(&self, block: BlockIndex, home: BlockHome) {
         let _gate = self.gate.read();
         self.publish(self.layer.geometry.bat_index(block), PayloadState::FullyPresent(home).encode());
     }
@@ -172,16 +249,25 @@ impl Writer {
         // The tail of a last block that the disk's end cuts must be zeros, should the disk ever grow; no bitmap bit hides it.
         let cut = u64::from(g.visible_len(cold.block)) < g.block_size();
         let space = self.allocate(g.block_mib(), cut)?;
-        self.put_completed(backing, cold, space.home, |_| Ok(false))
-            .and_then(|()| self.publish_partial(cold.block, cold.sectors, space.home))
+        let boards = self.may_board(cold).inspect_err(|_| self.space.lock().give_back(space))?;
+        let landed =
+            if boards { self.land_to_board(cold, space.home) } else { self.put_completed(backing, cold, space.home, |_| Ok(false)) };
+        landed
+            .and_then(|()| self.publish_partial(cold.block, cold.sectors, space.home, boards.then_some(cold)))
             .inspect_err(|_| self.space.lock().give_back(space))
     }
 
     /// Makes a block partially present whose `sectors` are written at `home`. The caller holds the stripe.
-    fn publish_partial(&self, block: BlockIndex, sectors: (u32, u32), home: BlockHome) -> Result<(), DiskError> {
+    pub(super) fn publish_partial(
+        &self,
+        block: BlockIndex,
+        sectors: (u32, u32),
+        home: BlockHome,
+        boarding: Option<&Cold<'_>>,
+    ) -> Result<(), DiskError> {
         let g = &self.layer.geometry;
-        let new_bitmap = self.load_slice(block)?;
-        let _gate = self.gate.read();
+        let (_gate, new_bitmap) = self.enter_slice(block)?;
+        self.board(boarding, home);
         // MS-VHDX 2.4: bits of a block that was not partially present are stale, so the whole slice is rewritten.
         self.fill_bits(block, 0, g.sectors_per_block(), false);
         self.fill_bits(block, sectors.0, sectors.1, true);
@@ -196,14 +282,20 @@ impl Writer {
     /// More sectors of a partially present block.
     fn write_partial(&self, backing: &dyn Backing, cold: &Cold<'_>, home: BlockHome) -> Result<(), DiskError> {
         self.load_slice(cold.block)?;
-        self.put_completed(backing, cold, home, |sector| self.all_present(cold.block, sector, sector + 1))?;
-        self.publish_more(cold.block, cold.sectors, home)
+        let boards = self.may_board(cold)?;
+        if boards {
+            self.land_to_board(cold, home)?;
+        } else {
+            self.put_completed(backing, cold, home, |sector| self.all_present(cold.block, sector, sector + 1))?;
+        }
+        self.publish_more(cold.block, cold.sectors, home, boards.then_some(cold))
     }
 
     /// Adds sectors to a partially present block; when they complete it, it becomes fully present. The caller holds the stripe
     /// and has loaded the slice.
-    fn publish_more(&self, block: BlockIndex, sectors: (u32, u32), home: BlockHome) -> Result<(), DiskError> {
+    fn publish_more(&self, block: BlockIndex, sectors: (u32, u32), home: BlockHome, boarding: Option<&Cold<'_>>) -> Result<(), DiskError> {
         let _gate = self.gate.read();
+        self.board(boarding, home);
         self.fill_bits(block, sectors.0, sectors.1, true);
         if self.is_complete(block, sectors)? {
             self.publish(self.layer.geometry.bat_index(block), PayloadState::FullyPresent(home).encode());
@@ -224,9 +316,9 @@ impl Writer {
     /// trimmed, and the trim counts as the later one, or it became fully present).
     pub(crate) fn publish_sectors(&self, span: BlockSpan, home: BlockHome) -> Result<(), DiskError> {
         let _stripe = self.stripe(span.block);
-        if self.layer.payload(span.block)? == PayloadState::PartiallyPresent(home) {
+        if self.hold_still(span.block)? == PayloadState::PartiallyPresent(home) {
             self.load_slice(span.block)?;
-            self.publish_more(span.block, self.sectors_of(span.within.get(), span.len), home)?;
+            self.publish_more(span.block, self.sectors_of(span.within.get(), span.len), home, None)?;
         }
         Ok(())
     }
@@ -235,10 +327,10 @@ impl Writer {
     pub(crate) fn publish_space(&self, span: BlockSpan, space: Allotment) -> Result<bool, DiskError> {
         let g = &self.layer.geometry;
         let _stripe = self.stripe(span.block);
-        match self.layer.payload(span.block)? {
+        match self.hold_still(span.block)? {
             PayloadState::FullyPresent(_) | PayloadState::PartiallyPresent(_) => Ok(false),
-            PayloadState::NotPresent if self.layer.has_parent() && span.len < g.visible_len(span.block) => {
-                self.publish_partial(span.block, self.sectors_of(span.within.get(), span.len), space.home)?;
+            PayloadState::NotPresent if self.layer.shows_parent() && span.len < g.visible_len(span.block) => {
+                self.publish_partial(span.block, self.sectors_of(span.within.get(), span.len), space.home, None)?;
                 Ok(true)
             }
             PayloadState::NotPresent | PayloadState::Zero | PayloadState::Undefined | PayloadState::Unmapped => {
@@ -282,17 +374,39 @@ impl Writer {
         self.put(home, from, &whole)
     }
 
+    /// Loads a block's slice and takes the gate, for a block that becomes partially present. Returns the home of the chunk's sector
+    /// bitmap block when its entry is still to be published.
+    ///
+    /// A bitmap block that no block of its chunk uses may be given up at any moment until the gate is held (`disk/compact`), so it is
+    /// looked for once more under the gate: it is there, or it is the one that this session has claimed.
+    fn enter_slice(&self, block: BlockIndex) -> Result<(RwLockReadGuard<'_, ()>, Option<BlockHome>), DiskError> {
+        let chunk = self.layer.geometry.chunk_of(block);
+        loop {
+            let claimed = self.load_slice(block)?;
+            let gate = self.gate.read();
+            match (self.layer.bat.bitmap(chunk, &*self.layer.file)?, claimed) {
+                (BitmapState::Present(_), _) => return Ok((gate, None)),
+                (BitmapState::NotPresent, Some(home)) if self.fresh_bitmap(chunk) == Some(home) => return Ok((gate, Some(home))),
+                (BitmapState::NotPresent, _) => {}
+            }
+        }
+    }
+
     /// Brings the bitmap pages of a block's slice into memory. Returns the home of the chunk's sector bitmap block when it
     /// had to be allocated; the caller publishes it.
-    fn load_slice(&self, block: BlockIndex) -> Result<Option<BlockHome>, DiskError> {
+    pub(super) fn load_slice(&self, block: BlockIndex) -> Result<Option<BlockHome>, DiskError> {
         let g = &self.layer.geometry;
         let chunk = g.chunk_of(block);
         let file = &*self.layer.file;
-        let (home, new) = match self.layer.bat.bitmap(chunk, file)? {
-            BitmapState::Present(home) => (home, None),
-            BitmapState::NotPresent => self.claim_bitmap(chunk).map(|home| (home, Some(home)))?,
+        let new = match self.layer.bat.bitmap(chunk, file)? {
+            BitmapState::Present(_) => None,
+            BitmapState::NotPresent => Some(self.claim_bitmap(chunk)?),
         };
-        let source = || Ok(if self.fresh_bitmap(chunk).is_some() { PageSource::Fresh } else { PageSource::File(home) });
+        let source = || match self.layer.bat.bitmap(chunk, file)? {
+            BitmapState::Present(home) if self.fresh_bitmap(chunk).is_none() => Ok(PageSource::File(home)),
+            // A block of zeros, wherever no page is in memory.
+            BitmapState::Present(_) | BitmapState::NotPresent => Ok(PageSource::Fresh),
+        };
         let first = g.first_bit(block);
         let (from, to) = (BitmapTable::page_of(chunk, first), BitmapTable::page_of(chunk, first + g.sectors_per_block() - 1));
         for page in from..=to {
@@ -302,7 +416,7 @@ impl Writer {
     }
 
     /// Sets or clears the bits of sectors `first..end` of a block, in memory. The caller holds the gate.
-    fn fill_bits(&self, block: BlockIndex, first: u32, end: u32, value: bool) {
+    pub(super) fn fill_bits(&self, block: BlockIndex, first: u32, end: u32, value: bool) {
         let g = &self.layer.geometry;
         self.layer.bitmaps.fill(g.chunk_of(block), g.first_bit(block) + first, end - first, value, |number, page| {
             self.dirty.mark(PageKey::Bitmap(number), &page.dirty);

@@ -46,7 +46,14 @@ impl Writer {
         let file = &*self.layer.file;
         for run in pieces.chunk_by(|a, b| a.at + a.data.len() as u64 == b.at) {
             let result = match run {
-                [only] => storage::write_all(file, only.data, only.at),
+                [only] => {
+                    self.land(only.data, only.at)?;
+                    continue;
+                }
+                run if self.riders.is_some() => {
+                    run.iter().try_for_each(|piece| self.land(piece.data, piece.at))?;
+                    continue;
+                }
                 run => {
                     let slices: Vec<IoSlice<'_>> = run.iter().map(|piece| IoSlice::new(piece.data)).collect();
                     storage::write_vectored_all(file, &slices, run[0].at)

@@ -29,8 +29,10 @@
 //!   6. a header with a new data write GUID   crash: the old identity or the new one, the content is still the same
 
 use super::error::DiskError;
-use super::layer::Layer;
+use super::layer::{Layer, Placed};
+use super::riding::Riders;
 use crate::format::{Fault, FormatError};
+use crate::geometry::BatRole;
 use crate::guid::{DataWriteGuid, FileWriteGuid, Guid};
 use crate::kind::Structure;
 use crate::log::headers::HeaderPair;
@@ -96,15 +98,24 @@ pub(crate) struct Writer {
     pub(crate) space: Mutex<Space>,
     pub(crate) dirty: DirtyList,
     pub(crate) quarantine: Quarantine,
+    /// Payload that may ride in log entries; `None` unless the caller asked for that.
+    pub(crate) riders: Option<Riders>,
     /// Whether payload was written since the last sync began.
     payload_dirty: AtomicBool,
     /// Sector bitmap blocks that were allocated in this session, by chunk. Two blocks of one chunk may need the chunk's first
     /// bitmap at once, under different stripes: whoever comes first allocates it here, both publish it. Taken under a stripe
     /// and outside of `gate` and `space`.
     fresh_bitmaps: Mutex<HashMap<u32, BlockHome>>,
+    /// Sector bitmap blocks that were given up in this session. The log holds images of their pages: until it is empty, bringing pages home
+    /// or a replay writes them there, so nobody else may have the space before the end of the session.
+    pub(super) given_up: Mutex<Vec<BlockHome>>,
+    /// Partially present blocks into whose missing sectors hosts are writing by themselves, and how many of them. Taken under a stripe.
+    hosted: Mutex<HashMap<BlockIndex, usize>>,
     /// Held by whoever rearranges the whole file (compacting, hydrating, flattening, resizing): one of them at a time. Outside of
     /// all other locks.
     pub(crate) overhaul: Mutex<()>,
+    /// Unmapped and undefined blocks that keep a place which nobody else has, as the scan found them.
+    pub(crate) anchors: Mutex<Vec<(BlockIndex, BlockHome)>>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -129,10 +140,21 @@ impl Writer {
             space: Mutex::new(Space::opaque(layer.file_len.div_ceil(MIB))),
             dirty: DirtyList::new(),
             quarantine: Quarantine::new(),
+            riders: None,
             payload_dirty: AtomicBool::new(false),
             fresh_bitmaps: Mutex::new(HashMap::new()),
+            given_up: Mutex::new(Vec::new()),
+            hosted: Mutex::new(HashMap::new()),
             overhaul: Mutex::new(()),
+            anchors: Mutex::new(Vec::new()),
             layer,
+        }
+    }
+
+    /// Lets payload ride in log entries, see `riding.rs`. Only a child has first writes that leave the rest of a block alone.
+    pub(crate) fn let_payload_ride(&mut self) {
+        if self.layer.has_parent() {
+            self.riders = Some(Riders::new());
         }
     }
 
@@ -215,10 +237,12 @@ impl Writer {
             return Ok(());
         }
         self.check_latch()?;
-        let space = if begun == Session::None.code() { Some(self.scan_space()?) } else { None };
+        // Whoever moves things about wants to know all free space, and has the time.
+        let limit = if wanted == Session::Layout { u64::MAX } else { SCAN_LIMIT };
+        let scanned = if begun == Session::None.code() { Some(self.scan_space(limit)?) } else { None };
         let file = &*self.layer.file;
         self.identify(&mut commit, wanted, data_write).map_err(|e| self.latch(e))?;
-        if let Some(mut space) = space {
+        if let Some((mut space, anchors)) = scanned {
             // qemu cuts the last block of a fixed disk short; bring it to full length before anything goes behind it.
             if space.end() * MIB > self.layer.file_len {
                 storage::set_len(file, space.end() * MIB)?;
@@ -226,6 +250,7 @@ impl Writer {
             space.grown(space.end());
             self.layer.bat.set_file_len(space.end() * MIB);
             *self.space.lock() = space;
+            *self.anchors.lock() = anchors;
         }
         self.begun.store(wanted.code(), Ordering::Release);
         Ok(())
@@ -258,8 +283,8 @@ impl Writer {
     }
 
     /// Learns from the BAT which MiB of the file are used. Holes in the table are skipped, so a fresh clone of a 64 TiB disk
-    /// costs one system call.
-    fn scan_space(&self) -> Result<Space, DiskError> {
+    /// costs one system call. Returns the anchors that lie over nothing as well.
+    fn scan_space(&self, limit: u64) -> Result<(Space, Vec<(BlockIndex, BlockHome)>), DiskError> {
         let layer = &*self.layer;
         let file_end = layer.file_len.div_ceil(MIB);
         let mut used = UsedMap::default();
@@ -267,18 +292,29 @@ impl Writer {
             // Regions were checked against each other and the file when it was opened.
             let _ = used.claim(start / MIB, (end - start) / MIB);
         }
-        let complete = layer.bat.walk(&*layer.file, SCAN_LIMIT, |index, word| -> Result<(), DiskError> {
+        let mut anchors = Vec::new();
+        let complete = layer.bat.walk(&*layer.file, limit, |index, word| -> Result<(), DiskError> {
             let Some(placed) = layer.placed(index, word) else { return Ok(()) };
-            let claim = used.claim(placed.home.mib(), placed.mib);
-            // An anchor that lies over something is nonsense that nobody reads; a block that does would be written over.
-            if claim != Claim::Free && !placed.is_anchor {
+            if placed.is_anchor {
+                anchors.push((index, placed));
+            } else if used.claim(placed.home.mib(), placed.mib) != Claim::Free {
                 return Err(
                     FormatError::new(Structure::BatEntry, layer.bat.entry_at(index), Fault::Overlap(Structure::PayloadBlock)).into()
                 );
             }
             Ok(())
         })?;
-        Ok(if complete { Space::mapped(file_end, &used) } else { Space::opaque(file_end) })
+        if !complete {
+            return Ok((Space::opaque(file_end), Vec::new()));
+        }
+        // After the blocks: an anchor that lies over something is nonsense that nobody reads, and gives nothing back.
+        anchors.retain(|(_, placed)| used.claim(placed.home.mib(), placed.mib) == Claim::Free);
+        let own = |(index, placed): (BatIndex, Placed)| match layer.geometry.bat_role(index) {
+            Some(BatRole::Payload(block)) => Some((block, placed.home)),
+            // A sector bitmap entry in a file without a parent is left alone.
+            Some(BatRole::Bitmap(_)) | None => None,
+        };
+        Ok((Space::mapped(file_end, &used), anchors.into_iter().filter_map(own).collect()))
     }
 
     /// Marks that payload was written, so that the next flush syncs it. Called after the bytes are in the file.
@@ -289,6 +325,11 @@ impl Writer {
         if !self.payload_dirty.load(Ordering::SeqCst) {
             self.payload_dirty.store(true, Ordering::SeqCst);
         }
+    }
+
+    /// Whether payload waits for a sync.
+    pub(crate) fn has_payload(&self) -> bool {
+        self.payload_dirty.load(Ordering::SeqCst)
     }
 
     /// Whether payload waits for a sync; the caller syncs next.
@@ -325,8 +366,13 @@ impl Writer {
         if space.reused {
             self.quarantine.count_reuse();
         }
-        if wants_zeros && !space.zeroed {
-            let done = storage::punch_or_zero(file, space.home.start().get(), mib * MIB);
+        if wants_zeros { self.zeroed(space) } else { Ok(space) }
+    }
+
+    /// Makes space that was just allocated read as zeros.
+    pub(crate) fn zeroed(&self, space: Allotment) -> Result<Allotment, DiskError> {
+        if !space.zeroed {
+            let done = storage::punch_or_zero(&*self.layer.file, space.home.start().get(), space.mib * MIB);
             self.mark_payload();
             if let Err(e) = done {
                 self.space.lock().give_back(space);
@@ -334,6 +380,16 @@ impl Writer {
             }
         }
         Ok(space)
+    }
+
+    /// The sector bitmap block of a chunk is elsewhere now, or nowhere.
+    pub(crate) fn forget_fresh_bitmap(&self, chunk: ChunkIndex, now: Option<BlockHome>) {
+        if let Entry::Occupied(mut found) = self.fresh_bitmaps.lock().entry(chunk.get()) {
+            match now {
+                Some(home) => *found.get_mut() = home,
+                None => drop(found.remove()),
+            }
+        }
     }
 
     /// The sector bitmap block that this session allocated for a chunk, if it did. Pages of it that are not in memory are
@@ -350,6 +406,32 @@ impl Writer {
         }
     }
 
+    /// The sector bitmap block of a chunk is not needed any more. The caller holds the gate and publishes that.
+    pub(crate) fn give_up_bitmap(&self, chunk: ChunkIndex, home: BlockHome) {
+        self.fresh_bitmaps.lock().remove(&chunk.get());
+        self.given_up.lock().push(home);
+    }
+
+    /// A host is going to write into missing sectors of a partially present block. The caller holds the block's stripe.
+    pub(super) fn enter_hosted(&self, block: BlockIndex) {
+        *self.hosted.lock().entry(block).or_insert(0) += 1;
+    }
+
+    /// The host is done, or gave up.
+    pub(super) fn leave_hosted(&self, block: BlockIndex) {
+        if let Entry::Occupied(mut hosts) = self.hosted.lock().entry(block) {
+            *hosts.get_mut() -= 1;
+            if *hosts.get() == 0 {
+                hosts.remove();
+            }
+        }
+    }
+
+    /// Whether a host is writing into it. The caller holds the block's stripe.
+    pub(super) fn is_hosted(&self, block: BlockIndex) -> bool {
+        self.hosted.lock().contains_key(&block)
+    }
+
     /// Publishes a BAT entry. The caller holds the gate (shared) and the block's stripe.
     pub(crate) fn publish(&self, index: BatIndex, word: u64) {
         let page = self.layer.bat.store(index, word);
@@ -359,7 +441,7 @@ impl Writer {
 
 /// Where the sequence numbers of a session start: anywhere, as Windows does, so that remains of older sessions never continue
 /// a sequence by accident (MS-VHDX 2.3.1.1 only asks for more than zero).
-fn first_sequence() -> u64 {
+pub(crate) fn first_sequence() -> u64 {
     let bytes = Guid::random().to_bytes();
     let random = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
     (random >> 2).max(1)

@@ -145,7 +145,195 @@ pub enum Fault {
     /// A parent locator key occurs twice.
     #[error("the key \"{0}\" occurs twice")]
     DuplicateKey(String),
-    /// What an examination of the whole table found.
-    #[error("{0}")]
-    Found(String),
+    /// The storage does not give the bytes.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
+    /// The header that is not current says something else where both should agree (MS-VHDX 2.2.2.1).
+    #[error("the spare header has another {0} than the current one")]
+    SpareDiffers(&'static str),
+    /// Both region tables are whole and name different regions.
+    #[error("the two copies differ; the first one counts")]
+    CopiesDiffer,
+    /// The log holds changes that are not at their place yet.
+    #[error("the log is not empty: {entries} entries wait to be replayed")]
+    LogNotEmpty {
+        /// Entries of the active sequence.
+        entries: u64,
+    },
+    /// The header names a log of length 0, so nothing can be changed safely.
+    #[error("the file has no log, so it can only be read")]
+    NoLog,
+    /// An entry of the BAT behind the last block is not zero.
+    #[error("the entry is behind the last block and holds {value:#x}")]
+    BehindLastBlock {
+        /// The entry.
+        value: u64,
+    },
+    /// A block that has no place names one.
+    #[error("the block has no place but its entry names one, {mib} MiB")]
+    NeedlessPlace {
+        /// FileOffsetMB.
+        mib: u64,
+    },
+    /// A sector bitmap entry of a file without a parent is not zero.
+    #[error("a sector bitmap entry, {value:#x}, in a file without a parent")]
+    NeedlessBitmap {
+        /// The entry.
+        value: u64,
+    },
+    /// A parent locator in a file without a parent.
+    #[error("a parent locator in a file without a parent; it is ignored")]
+    NeedlessLocator,
+    /// A block lies where another one lies.
+    #[error("it lies over another block, at {mib} MiB")]
+    SharedPlace {
+        /// Where it starts.
+        mib: u64,
+    },
+    /// An unmapped or undefined block keeps a place that is another's, or none.
+    #[error("it keeps a place that is not its own, {mib} MiB")]
+    StrayAnchor {
+        /// Where it starts.
+        mib: u64,
+    },
+    /// A block starts inside the file and ends behind it.
+    #[error("the block is cut: it ends at {end:#x} and the file at {len:#x}; the rest reads as zeros")]
+    CutByEnd {
+        /// Where the block ends.
+        end: u64,
+        /// The length of the file.
+        len: u64,
+    },
+    /// Space in the middle of the file belongs to nothing.
+    #[error("{mib} MiB in the middle of the file belong to nothing; writing to the disk or compacting it reuses them")]
+    Leaked {
+        /// How much.
+        mib: u64,
+    },
+    /// Space at the end of the file belongs to nothing.
+    #[error("the last {mib} MiB of the file belong to nothing")]
+    LeakedTail {
+        /// How much.
+        mib: u64,
+    },
+    /// The file is not a whole number of MiB long.
+    #[error("the length, {len} bytes, is no multiple of 1 MiB")]
+    OddLength {
+        /// The length.
+        len: u64,
+    },
+    /// The parent has another identity than the child asks for.
+    #[error("the parent has changed or is another disk: data write GUID {expected} is wanted, {found} was found")]
+    Linkage {
+        /// What the child's locator asks for.
+        expected: Guid,
+        /// What the parent has.
+        found: Guid,
+    },
+    /// The child's linkage or the parent's identity is zero, so nothing proves that the two belong together.
+    #[error("the linkage is zero, so nothing proves which file is the parent")]
+    ZeroLinkage,
+    /// The locator has none of the three path keys (MS-VHDX 2.6.2.6.3).
+    #[error("the parent locator names no path")]
+    NoPath,
+    /// The chain comes back to a file that is already in it.
+    #[error("the chain comes back to layer {0}")]
+    Cycle(usize),
+    /// The chain is longer than is followed.
+    #[error("the chain has more than {0} layers")]
+    TooDeep(usize),
+    /// Logical sector sizes must be equal along a chain (MS-VHDX 2.6.2.4).
+    #[error("logical sectors of {child} bytes over a parent with {parent} bytes")]
+    SectorSizes {
+        /// The child's.
+        child: u32,
+        /// The parent's.
+        parent: u32,
+    },
+    /// A parent has another virtual size than its child, which is allowed.
+    #[error("the disk has {child} bytes and its parent {parent}; behind the shorter one's end nothing of the parent shows")]
+    SizesDiffer {
+        /// The child's.
+        child: u64,
+        /// The parent's.
+        parent: u64,
+    },
+}
+
+impl Fault {
+    /// The name with underscores, as `--json` prints it. Names are only added, never changed.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Signature => "signature",
+            Self::Checksum { .. } => "checksum",
+            Self::Truncated { .. } => "truncated",
+            Self::Version { .. } => "version",
+            Self::LogVersion(_) => "log_version",
+            Self::NoValidHeader(..) => "no_valid_header",
+            Self::AmbiguousHeaders(_) => "ambiguous_headers",
+            Self::SequenceExhausted(_) => "sequence_exhausted",
+            Self::Field { .. } => "field",
+            Self::Overlap(_) => "overlap",
+            Self::Collision(..) => "collision",
+            Self::BeyondFile { .. } => "beyond_file",
+            Self::Duplicate(_) => "duplicate",
+            Self::UnknownRequired(_) => "unknown_required",
+            Self::Missing(_) => "missing",
+            Self::IncompleteFile => "incomplete_file",
+            Self::Geometry(_) => "geometry",
+            Self::NoActiveSequence => "no_active_sequence",
+            Self::FileTruncated { .. } => "file_truncated",
+            Self::State(_) => "state",
+            Self::ReservedBits(_) => "reserved_bits",
+            Self::NoSectorBitmap => "no_sector_bitmap",
+            Self::LocatorType(_) => "locator_type",
+            Self::Text(_) => "text",
+            Self::DuplicateKey(_) => "duplicate_key",
+            Self::Unreadable(_) => "unreadable",
+            Self::SpareDiffers(_) => "spare_differs",
+            Self::CopiesDiffer => "copies_differ",
+            Self::LogNotEmpty { .. } => "log_not_empty",
+            Self::NoLog => "no_log",
+            Self::BehindLastBlock { .. } => "behind_last_block",
+            Self::NeedlessPlace { .. } => "needless_place",
+            Self::NeedlessBitmap { .. } => "needless_bitmap",
+            Self::NeedlessLocator => "needless_locator",
+            Self::SharedPlace { .. } => "shared_place",
+            Self::StrayAnchor { .. } => "stray_anchor",
+            Self::CutByEnd { .. } => "cut_by_end",
+            Self::Leaked { .. } => "leaked",
+            Self::LeakedTail { .. } => "leaked_tail",
+            Self::OddLength { .. } => "odd_length",
+            Self::Linkage { .. } => "linkage",
+            Self::ZeroLinkage => "zero_linkage",
+            Self::NoPath => "no_path",
+            Self::Cycle(_) => "cycle",
+            Self::TooDeep(_) => "too_deep",
+            Self::SectorSizes { .. } => "sector_sizes",
+            Self::SizesDiffer { .. } => "sizes_differ",
+        }
+    }
+
+    /// The numbers in it, each with its name: what was stored, what was computed, where something ends.
+    pub fn numbers(&self) -> Vec<(&'static str, u64)> {
+        match *self {
+            Self::Checksum { stored, computed } => vec![("stored", stored.into()), ("computed", computed.into())],
+            Self::Truncated { needed, available } => vec![("needed", needed), ("available", available)],
+            Self::Version { found, expected } => vec![("found", found.into()), ("expected", expected.into())],
+            Self::LogVersion(found) => vec![("found", found.into())],
+            Self::AmbiguousHeaders(sequence) | Self::SequenceExhausted(sequence) => vec![("sequence", sequence)],
+            Self::Field { value, .. } | Self::BehindLastBlock { value } | Self::NeedlessBitmap { value } => vec![("value", value)],
+            Self::BeyondFile { end, len } | Self::CutByEnd { end, len } => vec![("end", end), ("length", len)],
+            Self::FileTruncated { flushed, len } => vec![("flushed", flushed), ("length", len)],
+            Self::State(state) => vec![("state", state.into())],
+            Self::ReservedBits(bits) => vec![("bits", bits)],
+            Self::LogNotEmpty { entries } => vec![("entries", entries)],
+            Self::NeedlessPlace { mib } | Self::SharedPlace { mib } | Self::StrayAnchor { mib } => vec![("mib", mib)],
+            Self::Leaked { mib } | Self::LeakedTail { mib } => vec![("mib", mib)],
+            Self::OddLength { len } => vec![("length", len)],
+            Self::SectorSizes { child, parent } => vec![("child", child.into()), ("parent", parent.into())],
+            Self::SizesDiffer { child, parent } => vec![("child", child), ("parent", parent)],
+            _ => Vec::new(),
+        }
+    }
 }

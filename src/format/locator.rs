@@ -155,6 +155,16 @@ impl ParentLocator {
         !parent.is_zero() && (self.linkage().is_ok_and(|linkage| linkage == parent) || self.linkage2() == Some(parent))
     }
 
+    /// The same paths to a parent with this identity, or, while a merge is under way, with the second one (MS-VHDX 2.6.2.6.2).
+    #[must_use]
+    pub fn linked(&self, linkage: DataWriteGuid, second: Option<DataWriteGuid>) -> Self {
+        let pair = |key: &str, guid: DataWriteGuid| (key.to_owned(), format!("{{{guid}}}"));
+        let mut entries = vec![pair(LINKAGE, linkage)];
+        entries.extend(self.entries.iter().filter(|(key, _)| key != LINKAGE && key != LINKAGE2).cloned());
+        entries.extend(second.map(|guid| pair(LINKAGE2, guid)));
+        Self { entries }
+    }
+
     /// The paths that are there, as key and value, in the order in which they are to be tried: relative, volume, absolute.
     pub fn paths(&self) -> Vec<(&str, &str)> {
         PATHS.into_iter().filter_map(|key| Some((key, self.get(key)?))).collect()

@@ -47,7 +47,7 @@ pub use metadata::{
     VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
 };
 pub use region::{BAT_REGION, METADATA_REGION, Region, RegionTable};
-pub use scan::{ActiveSequence, LogRing, MAX_FILE_LEN, Replay, scan};
+pub use scan::{ActiveSequence, LogDiagnosis, LogRing, MAX_FILE_LEN, Replay, diagnose, scan};
 
 use crate::units::FileOffset;
 

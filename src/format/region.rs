@@ -92,31 +92,60 @@ impl RegionTable {
         if header.checksum.get() != computed {
             return Err(err(Fault::Checksum { stored: header.checksum.get(), computed }));
         }
-        let count = header.entry_count.get();
-        if count > MAX_ENTRIES {
-            return Err(err(Fault::Field { field: "EntryCount", value: count.into(), rule: "above 2047" }));
+        let (table, faults) = Self::entries(header, rest);
+        faults.into_iter().next().map_or(Ok(table), |fault| Err(err(fault)))
+    }
+
+    /// Reads a copy as far as its entries make sense, and says everything that is wrong with them: for examinations. `None` when the
+    /// copy itself is damaged, with the fault that says how.
+    pub fn examine(at: FileOffset, bytes: &[u8]) -> (Option<Self>, Vec<Fault>) {
+        match Self::parse(at, bytes) {
+            Ok(table) => (Some(table), Vec::new()),
+            Err(FormatError { fault: fault @ (Fault::Signature | Fault::Checksum { .. } | Fault::Truncated { .. }), .. }) => {
+                (None, vec![fault])
+            }
+            Err(e) => match prefix::<WireHeader>(bytes, Structure::RegionTable, at) {
+                Ok((header, rest)) => {
+                    let (table, faults) = Self::entries(header, rest);
+                    (Some(table), faults)
+                }
+                Err(_) => (None, vec![e.fault]),
+            },
         }
-        let mut entries = Vec::new();
+    }
+
+    /// The entries that make sense, and what is wrong with the others.
+    fn entries(header: &WireHeader, mut left: &[u8]) -> (Self, Vec<Fault>) {
+        let count = header.entry_count.get();
+        let (mut entries, mut faults) = (Vec::new(), Vec::new());
+        if count > MAX_ENTRIES {
+            faults.push(Fault::Field { field: "EntryCount", value: count.into(), rule: "above 2047" });
+            return (Self { entries }, faults);
+        }
         let mut seen = BTreeSet::new();
-        let mut left = rest;
         for _ in 0..count {
-            let (wire, next) = prefix::<WireEntry>(left, Structure::RegionTable, at)?;
+            let Ok((wire, next)) = WireEntry::ref_from_prefix(left) else { break };
             left = next;
-            let region = wire.checked().map_err(err)?;
-            if !seen.insert(region.guid) {
-                return Err(err(Fault::Duplicate(region.guid)));
+            match wire.checked() {
+                Ok(region) if !seen.insert(region.guid) => faults.push(Fault::Duplicate(region.guid)),
+                Ok(region) => {
+                    if region.required && !region.is_known() {
+                        faults.push(Fault::UnknownRequired(region.guid));
+                    }
+                    entries.push(region);
+                }
+                Err(fault) => {
+                    seen.insert(Guid::from_bytes(wire.guid));
+                    faults.push(fault);
+                }
             }
-            if region.required && !region.is_known() {
-                return Err(err(Fault::UnknownRequired(region.guid)));
-            }
-            entries.push(region);
         }
         for (guid, name) in [(BAT_REGION, "BAT region"), (METADATA_REGION, "metadata region")] {
             if !seen.contains(&guid) {
-                return Err(err(Fault::Missing(name)));
+                faults.push(Fault::Missing(name));
             }
         }
-        Ok(Self { entries })
+        (Self { entries }, faults)
     }
 
     /// The 65536 bytes of a copy, checksum included.
@@ -166,7 +195,8 @@ impl RegionTable {
         self.entries.iter().copied().filter(|region| !region.is_known())
     }
 
-    fn find(&self, guid: Guid) -> Option<Region> {
+    /// The region with this GUID, if there is one.
+    pub fn find(&self, guid: Guid) -> Option<Region> {
         self.entries.iter().copied().find(|region| region.guid == guid)
     }
 
@@ -176,26 +206,32 @@ impl RegionTable {
     /// # Errors
     /// The first collision, or the first region outside of the file.
     pub fn check_placement(&self, at: FileOffset, file_len: u64, log: Option<(u64, u64)>) -> Result<(), FormatError> {
-        let err = |fault| Err(FormatError::new(Structure::RegionTable, at, fault));
+        let first = self.placement_faults(file_len, log).into_iter().next();
+        first.map_or(Ok(()), |fault| Err(FormatError::new(Structure::RegionTable, at, fault)))
+    }
+
+    /// Everything that [`RegionTable::check_placement`] would refuse, in the order of the file.
+    pub fn placement_faults(&self, file_len: u64, log: Option<(u64, u64)>) -> Vec<Fault> {
+        let mut faults = Vec::new();
         let mut sorted: Vec<&Region> = self.entries.iter().collect();
         sorted.sort_unstable_by_key(|region| region.offset);
         let mut before: Option<&Region> = None;
         for region in sorted {
             if region.offset.get() < HEADER_SECTION {
-                return err(Fault::Field { field: "FileOffset", value: region.offset.get(), rule: "inside the header section" });
+                faults.push(Fault::Field { field: "FileOffset", value: region.offset.get(), rule: "inside the header section" });
             }
             if region.end() > file_len {
-                return err(Fault::BeyondFile { end: region.end(), len: file_len });
+                faults.push(Fault::BeyondFile { end: region.end(), len: file_len });
             }
             if let Some(other) = before.filter(|other| other.end() > region.offset.get()) {
-                return err(Fault::Collision(other.guid, region.guid));
+                faults.push(Fault::Collision(other.guid, region.guid));
             }
             if log.is_some_and(|(start, len)| start < region.end() && region.offset.get() < start.saturating_add(len)) {
-                return err(Fault::Overlap(Structure::Log));
+                faults.push(Fault::Overlap(Structure::Log));
             }
             before = Some(region);
         }
-        Ok(())
+        faults
     }
 }
 

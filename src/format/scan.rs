@@ -402,6 +402,11 @@ fn descriptors<'a>(page: &'a Page, has_header: bool, left: &'a mut u32, sequence
     })
 }
 
+#[path = "diagnose.rs"]
+mod diagnose;
+
+pub use diagnose::{LogDiagnosis, diagnose};
+
 #[cfg(test)]
 #[path = "scan_tests.rs"]
 mod tests;

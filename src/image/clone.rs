@@ -252,7 +252,7 @@ impl CloneDisk {
         self.note(&mut held, &mut record, durability)
     }
 
-    fn reset_target(&self, record: &Record, options: &ResetOptions) -> Result<Image, StoreError> {
+    pub(super) fn reset_target(&self, record: &Record, options: &ResetOptions) -> Result<Image, StoreError> {
         let current = self.store.find(record.image_guid, &record.image, record.generation)?;
         let image = match (options.to.as_deref(), current) {
             (None, Some(image)) => return Ok(image),

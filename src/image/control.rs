@@ -89,7 +89,7 @@ impl ControlStopper {
     }
 }
 
-fn socket_of(clone: &Path) -> PathBuf {
+pub(super) fn socket_of(clone: &Path) -> PathBuf {
     let mut name = clone.as_os_str().to_owned();
     name.push(".control");
     name.into()

@@ -4,6 +4,7 @@ use crate::chain::{CreateError, OpenError, RelinkError, SwitchError};
 use crate::disk::error::DiskError;
 use crate::kind::ErrorKind;
 use crate::storage::{StorageError, io_kind};
+use crate::tools::ToolError;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -246,6 +247,12 @@ pub enum StoreError {
         /// Why, and whether it takes effect later.
         source: SwitchError,
     },
+    /// A verb of the toolbox failed.
+    #[error(transparent)]
+    Work {
+        /// Why.
+        source: ToolError,
+    },
     /// The process that has the clone open could not do what it was asked.
     #[error("{message}")]
     Remote {
@@ -286,6 +293,7 @@ impl StoreError {
             Self::Create { source, .. } => source.kind(),
             Self::Relink { source, .. } => source.kind(),
             Self::Switch { source, .. } => source.kind(),
+            Self::Work { source } => source.kind(),
             Self::Remote { kind, .. } => *kind,
             Self::Disk { source, .. } => source.kind(),
         }

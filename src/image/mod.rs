@@ -53,6 +53,7 @@ mod live;
 mod load;
 mod manifest;
 mod names;
+mod onto;
 mod open;
 mod prove;
 mod record;

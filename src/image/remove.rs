@@ -57,6 +57,9 @@ impl CloneDisk {
         // Held, so that a sweep does not take the last step for that of somebody who died before it.
         let path = self.store.record_path(record.id);
         let recorded = Held::take(&path);
+        #[cfg(unix)]
+        // Left by a server that was killed.
+        let _ = std::fs::remove_file(super::control::socket_of(&self.path));
         held.remove()?;
         files::remove(&path)?;
         drop(recorded);

@@ -91,8 +91,18 @@ impl CloneDisk {
     /// # Errors
     /// `NoClone`.
     pub fn savepoints(&self) -> Result<Vec<Savepoint>, StoreError> {
-        let record = self.record()?;
-        Ok(record.savepoints.into_iter().filter(|savepoint| !savepoint.pending).collect())
+        let Record { savepoints, dropping, .. } = self.record()?;
+        // One whose file is gone was dropped by somebody who died before the last note.
+        let is_gone = |savepoint: &Savepoint| -> Result<bool, StoreError> {
+            Ok(dropping.contains(&savepoint.name) && !files::exists(&self.dir().join(&savepoint.file))?)
+        };
+        let mut there = Vec::new();
+        for savepoint in savepoints.into_iter().filter(|savepoint| !savepoint.pending) {
+            if !is_gone(&savepoint)? {
+                there.push(savepoint);
+            }
+        }
+        Ok(there)
     }
 
     /// The savepoint that the clone stands on; `None` when it stands on its image.

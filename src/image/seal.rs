@@ -65,7 +65,7 @@ pub(super) fn seal(
         return Err(unsound("its log is not empty".into()));
     }
     if let Some(finding) = disk.check().map_err(StoreError::disk(&work))?.errors.into_iter().next() {
-        return Err(unsound(finding.message));
+        return Err(unsound(finding.fault.to_string()));
     }
     let mut digests = Vec::new();
     digest::walk(&disk, &work, info.block_size, Phase::Digest, progress, cancel, |block, found| {
@@ -155,7 +155,7 @@ impl Image {
             return Err(damaged(&path, what));
         }
         if let Some(finding) = disk.check().map_err(StoreError::disk(&path))?.errors.into_iter().next() {
-            return Err(damaged(&path, format!("{} at {}: {}", finding.structure, finding.at, finding.message)));
+            return Err(damaged(&path, finding.to_string()));
         }
         match_blocks(&disk, &path, manifest, &sealed, progress, cancel)
     }

@@ -2,6 +2,7 @@
 //! is still a raw image.
 
 use super::clock::Timestamp;
+use super::clone::CloneDisk;
 use super::error::StoreError;
 use super::load::{self, Workspace};
 use super::manifest::SourceInfo;
@@ -44,6 +45,14 @@ impl Source {
     /// The same, with parents wherever the policy allows.
     pub fn vhdx_with_parents(path: impl Into<PathBuf>, parents: ParentPolicy) -> Self {
         Self(Kind::Vhdx(path.into(), parents))
+    }
+
+    /// A clone as it is now, which nobody may have open: what was tried out in a clone becomes an image, or the next generation of its own.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::parents`].
+    pub fn clone_of(clone: &CloneDisk) -> Result<Self, StoreError> {
+        Ok(Self::vhdx_with_parents(clone.path(), ParentPolicy::Paths(clone.parents()?)))
     }
 
     /// A directory, which becomes an ext4 file system (made by `mke2fs -d`), as large as it must be.

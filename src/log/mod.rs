@@ -8,5 +8,5 @@ pub(crate) mod headers;
 pub(crate) mod overlay;
 pub(crate) mod replay;
 pub(crate) mod ring;
-mod window;
+pub(crate) mod window;
 pub(crate) mod writer;

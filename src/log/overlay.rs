@@ -51,12 +51,15 @@ pub(crate) struct Outcome {
     pub(crate) zeros: BTreeMap<u64, u64>,
     /// The length that the file needs at least.
     pub(crate) len: u64,
+    /// Entries that were replayed.
+    pub(crate) entries: u64,
 }
 
 impl Outcome {
     /// Takes every step of a sequence, in order, of the log at `log_at`.
     pub(crate) fn of<R: LogRing>(ring: &mut R, log_at: u64, sequence: &ActiveSequence) -> Result<Self, R::Error> {
-        let mut outcome = Self { len: sequence.head().last_file_offset, ..Self::default() };
+        let entries = sequence.entries.len() as u64;
+        let mut outcome = Self { len: sequence.head().last_file_offset, entries, ..Self::default() };
         sequence.for_each(ring, |step| {
             outcome.take(step, log_at);
             if outcome.zeros.len() > MAX_ZERO_RANGES {

@@ -78,6 +78,8 @@ pub(crate) struct Frozen {
 #[must_use]
 pub(crate) struct Settled {
     pages: Vec<Page>,
+    /// How many of them are metadata and go home from here; the others are payload that is in place.
+    metadata: usize,
 }
 
 /// Pages that are in the log, not yet durable there.
@@ -92,6 +94,7 @@ pub(crate) struct Logged {
 #[must_use]
 pub(crate) struct Durable {
     pages: Vec<Page>,
+    metadata: usize,
     bytes: u64,
 }
 
@@ -104,12 +107,17 @@ impl Frozen {
     /// Barrier 1: the payload that these pages point at is durable.
     pub(crate) fn settle(self, barrier: &Barrier) -> Settled {
         assert!(barrier.began > self.copied, "the sync began before the pages were copied");
-        Settled { pages: self.pages }
+        self.settle_without_payload()
     }
 
     /// For pages that expose no payload, or whose payload an earlier barrier of the same flush hardened.
     pub(crate) fn settle_without_payload(self) -> Settled {
-        Settled { pages: self.pages }
+        Settled { metadata: self.pages.len(), pages: self.pages }
+    }
+
+    /// For pages whose payload is among them, behind the first `metadata` ones.
+    pub(crate) fn settle_with_payload(self, metadata: usize) -> Settled {
+        Settled { pages: self.pages, metadata }
     }
 }
 
@@ -117,7 +125,7 @@ impl Logged {
     /// Barrier 2: the entry is durable and named by a durable header.
     pub(crate) fn settle(self, barrier: &Barrier) -> Durable {
         assert!(barrier.began > self.written, "the sync began before the entry was written");
-        Durable { pages: self.pages, bytes: self.bytes }
+        Durable { metadata: self.pages.len(), pages: self.pages, bytes: self.bytes }
     }
 }
 
@@ -140,6 +148,8 @@ pub(crate) struct LogWriter {
     /// The newest durable image of every page that is not home yet.
     pending: BTreeMap<u64, Box<[u8; PAGE_LEN]>>,
     applied_unsynced: bool,
+    /// Whether entries hold payload, which is in place and was not synced there since.
+    payload_unsynced: bool,
     clock: u64,
     /// Bytes that went through the ring in this session; where the ring began is 0.
     walked: u64,
@@ -162,6 +172,7 @@ impl LogWriter {
             sequence: first_sequence,
             pending: BTreeMap::new(),
             applied_unsynced: false,
+            payload_unsynced: false,
             clock: 0,
             walked: 0,
             laid: 0,
@@ -182,7 +193,7 @@ impl LogWriter {
 
     /// Whether pages wait to be brought home, or were and no sync followed.
     pub(crate) fn has_unsettled(&self) -> bool {
-        !self.pending.is_empty() || self.applied_unsynced
+        !self.pending.is_empty() || self.applied_unsynced || self.payload_unsynced
     }
 
     /// Syncs the file; the only source of barriers.
@@ -190,8 +201,8 @@ impl LogWriter {
         let began = self.tick();
         storage::sync(file, site)?;
         headers.settled();
-        if self.applied_unsynced {
-            self.applied_unsynced = false;
+        if self.pending.is_empty() && (self.applied_unsynced || self.payload_unsynced) {
+            (self.applied_unsynced, self.payload_unsynced) = (false, false);
             self.ring.all_applied();
         }
         Ok(Barrier { began })
@@ -212,12 +223,20 @@ impl LogWriter {
         pages
     }
 
-    /// Brings pending pages home when the ring is filling up, so that the sync that follows makes room.
-    pub(crate) fn apply_if_crowded(&mut self, file: &dyn Storage) -> Result<bool, StorageError> {
-        if self.ring.is_half_full() && !self.pending.is_empty() {
+    /// Brings pending pages home when the ring is filling up, or `in_any_case`, so that the sync that follows makes room.
+    pub(crate) fn apply_if_crowded(&mut self, file: &dyn Storage, in_any_case: bool) -> Result<bool, StorageError> {
+        if in_any_case || (self.ring.is_half_full() && !self.pending.is_empty()) {
             self.apply(file)?;
         }
         Ok(self.applied_unsynced)
+    }
+
+    /// Whether an entry of so many pages may be written now, in one write that is worth it: with room, and where the log is laid
+    /// down if that matters.
+    pub(crate) fn takes(&self, file: &dyn Storage, pages: usize) -> bool {
+        let bytes = entry_len(pages, 0) as u64;
+        let is_laid = self.walked + bytes <= self.laid_for_good() || !file.writes_durably();
+        self.is_started() && pages <= self.batch_pages() && !self.ring.is_half_full() && self.ring.fits(bytes) && is_laid
     }
 
     /// Writes every pending page to its home. The log keeps them until a sync hardened the homes and a later entry said so.
@@ -321,7 +340,9 @@ impl LogWriter {
         if !self.ring.fits(bytes) {
             self.make_room(file, headers, guid, lengths)?;
         }
-        self.harden_entry(file, headers, guid, settled.pages, lengths, SyncSite::Log)
+        let metadata = settled.metadata;
+        let durable = self.harden_entry(file, headers, guid, settled.pages, lengths, SyncSite::Log)?;
+        Ok(Durable { metadata, ..durable })
     }
 
     /// Writes an entry and makes it durable: in one durable write of it alone where the log is laid down, by a sync otherwise.
@@ -340,7 +361,7 @@ impl LogWriter {
             let entry = self.encode(guid, &pages, lengths);
             debug_assert_eq!(whole, entry.len() as u64, "an entry has the length it says");
             storage::write_durable(file, &entry, self.at + start, site)?;
-            return Ok(Durable { pages, bytes });
+            return Ok(Durable { metadata: pages.len(), pages, bytes });
         }
         let entry = self.write_entry(file, guid, pages, lengths)?;
         let barrier = self.sync(file, headers, site)?;
@@ -365,6 +386,16 @@ impl LogWriter {
         let empty = self.harden_entry(file, headers, guid, Vec::new(), lengths, SyncSite::LogTail)?;
         self.accept(empty);
         Ok(())
+    }
+
+    /// Makes one empty entry the whole log, so that a replay writes nothing and asks only for a file of these lengths: before places
+    /// that older entries write to are given away, and before the file is cut (our format reference §9.5). Nothing to do while no
+    /// header names the log.
+    pub(crate) fn rewind(&mut self, file: &dyn Storage, headers: &mut HeaderPair, lengths: Lengths) -> Result<(), LogError> {
+        match self.guid {
+            Some(guid) => self.make_room(file, headers, guid, lengths),
+            None => Ok(()),
+        }
     }
 
     /// The bytes of the next entry.
@@ -397,7 +428,8 @@ impl LogWriter {
             self.laid = self.ring.len();
         }
         self.sequence += 1;
-        for page in durable.pages {
+        self.payload_unsynced |= durable.metadata < durable.pages.len();
+        for page in durable.pages.into_iter().take(durable.metadata) {
             self.pending.insert(page.home.get(), page.image);
         }
     }

@@ -4,6 +4,10 @@
 //! checked when it is loaded: an entry that points outside the file, onto the header section, the log or a region, or has a
 //! state that its type of disk does not know, makes the page *suspect*, and every look-up in a suspect page checks its entry
 //! again. That way one bad entry spoils one block and not its 511 neighbours, and good pages pay nothing.
+//!
+//! **Marks.** A block that is about to move carries a mark in its word, in memory only: a reserved bit, which no good page has. The usual
+//! look-up fails to decode a marked word and goes the careful way, which strips the mark for readers and tells writers
+//! ([`BatTable::settled`]); so marks cost the usual look-up nothing. Suspect pages, where reserved bits come from the file, are never marked.
 
 use super::dirty::DirtyFlag;
 use super::pages::PageMap;
@@ -15,6 +19,8 @@ use crate::storage::{self, Operation, Storage, StorageError};
 use crate::sync::{AtomicU64, Ordering};
 use crate::units::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB, PAGE, PAGE_LEN};
 
+/// Set in the word of a block that is about to move (`disk/compact`). A reserved bit: it is 0 in every entry of a good page.
+const MARK: u64 = 1 << 3;
 /// Pages that a walk reads at a time.
 const WALK_PAGES: u64 = 32;
 /// Entries in a page.
@@ -52,9 +58,21 @@ pub(crate) struct BatPage {
 }
 
 impl BatPage {
-    /// The bytes as they go to the file.
+    /// The bytes as they go to the file: without marks.
     pub(crate) fn image(&self) -> Box<[u8; PAGE_LEN]> {
-        self.words.image()
+        let mut image = self.words.image();
+        if !self.suspect {
+            for word in image.chunks_exact_mut(8) {
+                // Bit 3 of a little-endian word.
+                word[0] &= !(MARK as u8);
+            }
+        }
+        image
+    }
+
+    /// A word as the file would have it.
+    fn stripped(&self, word: u64) -> u64 {
+        if self.suspect { word } else { word & !MARK }
     }
 }
 
@@ -107,6 +125,11 @@ impl BatTable {
     /// The structures that no block may lie over, as (start, end, owner).
     pub(crate) fn taken(&self) -> &[(u64, u64, Structure)] {
         &self.fences.taken
+    }
+
+    /// What entries are checked against.
+    pub(crate) fn fences(&self) -> &Fences {
+        &self.fences
     }
 
     /// Where the entry stands in the file.
@@ -171,7 +194,7 @@ impl BatTable {
         if page.suspect {
             self.refuse_bad(index, word)?;
         }
-        Ok(word)
+        Ok(page.stripped(word))
     }
 
     #[cold]
@@ -204,6 +227,57 @@ impl BatTable {
         PayloadState::decode(word).map_err(|fault| self.entry_error(index, fault))
     }
 
+    /// The state of a payload block for somebody who is going to write into it without a lock: `None` when the block carries a mark,
+    /// and the writer must take its stripe first.
+    #[inline]
+    pub(crate) fn settled(&self, block: BlockIndex, file: &dyn Storage) -> Result<Option<PayloadState>, MapError> {
+        let index = self.geometry.bat_index(block);
+        // As in `payload`: a mark is one of the reserved bits, so a marked word does not decode.
+        if let Some(page) = self.pages.get(Self::page_of(index))
+            && !page.suspect
+            && let Ok(state) = PayloadState::decode(page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire))
+        {
+            return Ok(Some(state));
+        }
+        self.settled_with_care(index, file)
+    }
+
+    #[cold]
+    fn settled_with_care(&self, index: BatIndex, file: &dyn Storage) -> Result<Option<PayloadState>, MapError> {
+        let page = self.page(Self::page_of(index), file)?;
+        let word = page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire);
+        if page.stripped(word) != word { Ok(None) } else { self.payload_with_care(index, file).map(Some) }
+    }
+
+    /// Marks a block that is about to move. The caller holds its stripe. `false` when its page is suspect: nothing moves there.
+    pub(crate) fn mark(&self, block: BlockIndex, file: &dyn Storage) -> Result<bool, MapError> {
+        let index = self.geometry.bat_index(block);
+        let page = self.page(Self::page_of(index), file)?;
+        if !page.suspect {
+            page.words.set_bits((index.get() % ENTRIES) as usize, MARK, Ordering::SeqCst);
+        }
+        Ok(!page.suspect)
+    }
+
+    /// Whether the block carries a mark. The caller holds its stripe.
+    pub(crate) fn is_marked(&self, block: BlockIndex) -> bool {
+        let index = self.geometry.bat_index(block);
+        self.pages.get(Self::page_of(index)).is_some_and(|page| {
+            let word = page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire);
+            page.stripped(word) != word
+        })
+    }
+
+    /// Takes a block's mark away. The caller holds its stripe.
+    pub(crate) fn unmark(&self, block: BlockIndex) {
+        let index = self.geometry.bat_index(block);
+        if let Some(page) = self.pages.get(Self::page_of(index))
+            && !page.suspect
+        {
+            page.words.clear_bits((index.get() % ENTRIES) as usize, MARK, Ordering::Release);
+        }
+    }
+
     /// The state of a chunk's sector bitmap block.
     #[inline]
     pub(crate) fn bitmap(&self, chunk: ChunkIndex, file: &dyn Storage) -> Result<BitmapState, MapError> {
@@ -225,16 +299,32 @@ impl BatTable {
         page
     }
 
+    /// Pages of the table.
+    pub(crate) fn pages(&self) -> u64 {
+        self.entries.div_ceil(u64::from(ENTRIES))
+    }
+
     /// Calls `each` for every entry that is not zero, in order, without keeping what it reads: pages in memory are taken from
     /// there, holes of the file are skipped, the rest is read. Returns `false` when more than `limit` bytes would have to be read.
     pub(crate) fn walk<E: From<StorageError>>(
         &self,
         file: &dyn Storage,
         limit: u64,
+        each: impl FnMut(BatIndex, u64) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        self.walk_pages(file, 0..self.pages(), limit, each)
+    }
+
+    /// The same for some of the pages.
+    pub(crate) fn walk_pages<E: From<StorageError>>(
+        &self,
+        file: &dyn Storage,
+        range: std::ops::Range<u64>,
+        limit: u64,
         mut each: impl FnMut(BatIndex, u64) -> Result<(), E>,
     ) -> Result<bool, E> {
-        let pages = self.entries.div_ceil(u64::from(ENTRIES));
-        let (mut page, mut read) = (0, 0);
+        let pages = range.end;
+        let (mut page, mut read) = (range.start, 0);
         let mut buffer = vec![0; WALK_PAGES as usize * PAGE_LEN];
         let mut each_word = |page: u64, place: usize, word: u64| {
             let index = page * u64::from(ENTRIES) + place as u64;
@@ -243,7 +333,7 @@ impl BatTable {
         while page < pages {
             if let Some(loaded) = self.pages.get(page) {
                 for (place, word) in loaded.words.iter(Ordering::Acquire).enumerate() {
-                    each_word(page, place, word)?;
+                    each_word(page, place, loaded.stripped(word))?;
                 }
                 page += 1;
                 continue;

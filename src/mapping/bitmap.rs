@@ -8,7 +8,7 @@ use super::dirty::DirtyFlag;
 use super::pages::PageMap;
 use super::words::Words;
 use crate::storage::{self, Storage};
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::units::{BlockHome, ChunkIndex, FileOffset, MIB, PAGE, PAGE_LEN};
 
 /// Bits in a page.
@@ -51,6 +51,10 @@ pub(crate) enum PageSource {
 /// See the module.
 pub(crate) struct BitmapTable {
     pages: PageMap<BitmapPage>,
+    /// How often a sector bitmap block moved or went away. A page stays in memory for good once it is loaded, so whoever loads one looks
+    /// here before asking for the block's home and again after reading: the space of the old home is handed on only after this
+    /// counted, so unless it did, what was read was the page.
+    moves: AtomicU64,
 }
 
 /// The bits of a word that belong to `len` bits from `first` on.
@@ -66,7 +70,12 @@ fn ends_word(bit: u32, len: u32) -> bool {
 impl BitmapTable {
     /// The bitmaps of `chunks` chunks, nothing loaded.
     pub(crate) fn new(chunks: u32) -> Self {
-        Self { pages: PageMap::new(u64::from(chunks) * PAGES_PER_CHUNK) }
+        Self { pages: PageMap::new(u64::from(chunks) * PAGES_PER_CHUNK), moves: AtomicU64::new(0) }
+    }
+
+    /// A sector bitmap block has a new entry now; its old place is still untouched.
+    pub(crate) fn count_move(&self) {
+        self.moves.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The number of the page that a bit of a chunk is in.
@@ -85,17 +94,22 @@ impl BitmapTable {
         &self,
         page: u64,
         file: &dyn Storage,
-        source: impl FnOnce() -> Result<PageSource, MapError>,
+        source: impl Fn() -> Result<PageSource, MapError>,
     ) -> Result<&BitmapPage, MapError> {
         self.pages.get_or_load(page, || {
-            let mut image = Box::new([0; PAGE_LEN]);
-            let source = source()?;
-            if let PageSource::File(home) = source {
-                let (_, within) = Self::place_of(page);
-                storage::read_zero_extended(file, &mut image[..], home.start().get() + within)?;
+            loop {
+                let moves = self.moves.load(Ordering::SeqCst);
+                let source = source()?;
+                let mut image = Box::new([0; PAGE_LEN]);
+                if let PageSource::File(home) = source {
+                    let (_, within) = Self::place_of(page);
+                    storage::read_zero_extended(file, &mut image[..], home.start().get() + within)?;
+                }
+                if self.moves.load(Ordering::SeqCst) == moves {
+                    let unconsulted = AtomicBool::new(source == PageSource::Fresh);
+                    return Ok(BitmapPage { words: Words::new(&image), dirty: DirtyFlag::new(), unconsulted });
+                }
             }
-            let unconsulted = AtomicBool::new(source == PageSource::Fresh);
-            Ok(BitmapPage { words: Words::new(&image), dirty: DirtyFlag::new(), unconsulted })
         })
     }
 

@@ -53,6 +53,18 @@ impl UsedMap {
         if taken { Claim::Taken } else { Claim::Free }
     }
 
+    /// Whether none of `len` MiB at `start` is used.
+    pub(crate) fn is_free(&self, start: u64, len: u64) -> bool {
+        let end = start.saturating_add(len).min(self.bits.len() as u64);
+        start >= end || self.bits[start as usize..end as usize].not_any()
+    }
+
+    /// Unused MiB before the last used one, and where that one ends.
+    pub(crate) fn leaks(&self) -> (u64, u64) {
+        let end = self.end();
+        (self.bits[..end as usize].count_zeros() as u64, end)
+    }
+
     /// MiB up to the end of the last used one.
     pub(crate) fn end(&self) -> u64 {
         self.bits.last_one().map_or(0, |last| last as u64 + 1)
@@ -100,6 +112,14 @@ pub(crate) struct Extent {
     pub(crate) mib: u64,
 }
 
+/// Free space at the end of the file that nobody can get at the moment: from `start` to `end`, and whatever the file is longer.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct Tail {
+    pub(crate) start: u64,
+    end: u64,
+}
+
 /// Free stretches by start, with length; neighbours are merged.
 #[derive(Debug, Default)]
 struct FreeMap(BTreeMap<u64, u64>);
@@ -129,6 +149,19 @@ impl FreeMap {
         Some(start)
     }
 
+    /// The stretch that wastes least: the shortest that is long enough and starts at or below `highest`; the lowest of equals.
+    fn best_below(&self, mib: u64, highest: u64) -> Option<(u64, u64)> {
+        self.0.range(..=highest).filter(|(_, len)| **len >= mib).map(|(&start, &len)| (start, len)).min_by_key(|&(start, len)| (len, start))
+    }
+
+    /// Takes the first `mib` of the stretch that starts at `start`.
+    fn take_from(&mut self, start: u64, mib: u64) {
+        let len = self.0.remove(&start).expect("a stretch that was just found");
+        if len > mib {
+            self.0.insert(start + mib, len - mib);
+        }
+    }
+
     /// Removes the stretch that ends at `end`, if there is one, and returns its start.
     fn take_ending_at(&mut self, end: u64) -> Option<u64> {
         let (&start, &len) = self.0.range(..end).next_back()?;
@@ -150,17 +183,27 @@ pub(crate) struct Space {
     zeroed: FreeMap,
     released: Vec<Extent>,
     limbo: Vec<(u64, Extent)>,
+    /// Whether all that was free when the session began is known.
+    is_opaque: bool,
 }
 
 impl Space {
     /// A file of `file_end` MiB in which nothing is known to be free.
     pub(crate) fn opaque(file_end: u64) -> Self {
-        Self { end: file_end, file_end, stale: FreeMap::default(), zeroed: FreeMap::default(), released: Vec::new(), limbo: Vec::new() }
+        Self {
+            end: file_end,
+            file_end,
+            stale: FreeMap::default(),
+            zeroed: FreeMap::default(),
+            released: Vec::new(),
+            limbo: Vec::new(),
+            is_opaque: true,
+        }
     }
 
     /// A file of `file_end` MiB of which all that is used is known.
     pub(crate) fn mapped(file_end: u64, used: &UsedMap) -> Self {
-        let mut space = Self::opaque(file_end.max(used.end()));
+        let mut space = Self { is_opaque: false, ..Self::opaque(file_end.max(used.end())) };
         for (start, len) in used.gaps(file_end) {
             space.stale.insert(start, len);
         }
@@ -185,6 +228,60 @@ impl Space {
         let home = BlockHome::from_mib(self.end)?;
         self.end = end;
         Some(Allotment { home, mib, zeroed: true, reused: false })
+    }
+
+    /// Space for a block that moves down: free space that begins below `home` and ends at or below it. The stretch that wastes least, so
+    /// that sector bitmap blocks of 1 MiB do not split the stretches that payload blocks need.
+    pub(crate) fn allocate_below(&mut self, mib: u64, home: u64) -> Option<Allotment> {
+        let highest = home.checked_sub(mib)?;
+        let best = [(true, &self.zeroed), (false, &self.stale)]
+            .into_iter()
+            .filter_map(|(zeroed, list)| list.best_below(mib, highest).map(|(start, len)| (len, start, zeroed)));
+        let (_, start, zeroed) = best.min_by_key(|&(len, start, _)| (len, start))?;
+        let list = if zeroed { &mut self.zeroed } else { &mut self.stale };
+        list.take_from(start, mib);
+        let home = BlockHome::from_mib(start).expect("free stretches lie inside the file, behind the header section");
+        Some(Allotment { home, mib, zeroed, reused: true })
+    }
+
+    /// Whether everything that was free when the session began is known. Where it is not, only what was released since is.
+    pub(crate) fn is_opaque(&self) -> bool {
+        self.is_opaque
+    }
+
+    /// Takes the free space at the end out of the lists, so that nobody gets it while the file is being cut. `None` when there is none
+    /// and the file is no longer than it has to be.
+    pub(crate) fn withhold_tail(&mut self) -> Option<Tail> {
+        let end = self.end;
+        let mut start = end;
+        while let Some(before) = self.stale.take_ending_at(start).or_else(|| self.zeroed.take_ending_at(start)) {
+            start = before;
+        }
+        (start < self.file_end).then_some(Tail { start, end })
+    }
+
+    /// Whether nothing was allocated behind a withheld tail.
+    pub(crate) fn is_last(&self, tail: &Tail) -> bool {
+        self.end == tail.end
+    }
+
+    /// The file ends where the tail began.
+    pub(crate) fn cut(&mut self, tail: Tail) {
+        debug_assert!(self.is_last(&tail), "somebody lives behind the tail");
+        self.end = tail.start;
+        self.file_end = tail.start;
+    }
+
+    /// The tail was not cut off after all.
+    pub(crate) fn return_tail(&mut self, tail: Tail) {
+        if tail.start < tail.end {
+            self.stale.insert(tail.start, tail.end - tail.start);
+        }
+    }
+
+    /// Takes out everything that is free and may hold old bytes. The caller gives it back with [`Space::add_free`].
+    pub(crate) fn take_stale(&mut self) -> Vec<Extent> {
+        std::mem::take(&mut self.stale.0).into_iter().map(|(start, mib)| Extent { start, mib }).collect()
     }
 
     /// The length in MiB that the file should get so that all that was allocated fits; `None` when it fits already. The first
@@ -314,6 +411,40 @@ mod tests {
         }
         let again = space.allocate(2, false).unwrap();
         assert_eq!((again.home.mib(), again.zeroed, again.reused), (4, false, true));
+    }
+
+    #[test]
+    fn what_moves_down_goes_where_it_wastes_least() {
+        let mut space = Space::opaque(4);
+        let blocks: Vec<_> = (0..6).map(|_| space.allocate(2, true).unwrap()).collect();
+        let last = space.allocate(1, true).unwrap();
+        assert_eq!(last.home.mib(), 16);
+        space.add_free(Extent { start: blocks[0].home.mib(), mib: 2 }, true);
+        space.add_free(Extent { start: blocks[2].home.mib(), mib: 1 }, false);
+        assert_eq!(space.allocate_below(1, 16).unwrap().home.mib(), 8, "not half of the larger one");
+        assert_eq!(space.allocate_below(2, 5), None, "it must end at or below where it is");
+        assert_eq!(space.allocate_below(2, 6).unwrap().home.mib(), 4);
+        assert_eq!(space.allocate_below(1, 16), None);
+    }
+
+    #[test]
+    fn a_withheld_tail_is_nobodys() {
+        let mut space = Space::opaque(4);
+        let (a, b) = (space.allocate(2, true).unwrap(), space.allocate(2, true).unwrap());
+        space.grown(32);
+        space.give_back(b);
+        let tail = space.withhold_tail().unwrap();
+        assert_eq!(tail.start, a.home.mib() + 2);
+        let fresh = space.allocate(1, true).unwrap();
+        assert_eq!(fresh.home.mib(), 8, "behind the tail");
+        assert!(!space.is_last(&tail));
+        space.return_tail(tail);
+        space.give_back(fresh);
+        let tail = space.withhold_tail().unwrap();
+        assert!(space.is_last(&tail));
+        space.cut(tail);
+        assert_eq!((space.end(), space.file_end()), (6, 6));
+        assert!(space.withhold_tail().is_none());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! A [`Storage`] does no locking between calls: any number of threads may call it at once.
 
 mod buffer;
+mod draft;
 mod error;
 mod file;
 #[cfg(target_os = "linux")]
@@ -19,6 +20,7 @@ pub mod sim;
 mod volume;
 
 pub use buffer::PageBuffer;
+pub(crate) use draft::Draft;
 #[cfg(feature = "store")]
 pub(crate) use error::io_kind;
 pub use error::{Operation, StorageError};

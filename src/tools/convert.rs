@@ -18,6 +18,8 @@ use super::crew::Crew;
 use super::error::{About, ToolError};
 use super::make::{Draft, Spot, make_whole, may_replace, place};
 use crate::chain::{CreateOptions, Disk, OpenOptions, ParentPolicy};
+use crate::disk::writer::Writer;
+use crate::guid::DataWriteGuid;
 use crate::progress::{Cancel, Phase, Progress};
 use crate::storage::{Operation, Storage, StorageError, Volume, set_len, write_all};
 use crate::sync::Arc;
@@ -31,6 +33,8 @@ pub struct ConvertOptions {
     block_size: Option<u64>,
     sector: Option<u32>,
     overwrite: bool,
+    durable: bool,
+    keeps_identity: bool,
     workers: usize,
 }
 
@@ -44,7 +48,7 @@ enum Form {
 
 impl ConvertOptions {
     fn new(form: Form) -> Self {
-        Self { form, block_size: None, sector: None, overwrite: false, workers: 0 }
+        Self { form, block_size: None, sector: None, overwrite: false, durable: true, keeps_identity: false, workers: 0 }
     }
 
     /// The bytes of the disk, with holes where they are zeros.
@@ -89,11 +93,37 @@ impl ConvertOptions {
         self
     }
 
+    /// Whether the new file survives a power cut when the call returns. Default: yes. Without it the file is still whole or not there when
+    /// the process dies.
+    #[must_use]
+    pub fn durable(mut self, durable: bool) -> Self {
+        self.durable = durable;
+        self
+    }
+
+    /// Whether a new VHDX takes the identity of its source's content (the data write GUID), so that disks made over the source open over the
+    /// new one as well, and what is sent as a delta and merged with [`MergeOptions::keep_identity`](crate::MergeOptions::keep_identity) takes
+    /// the next delta. Only for a source that is a VHDX. Default: no.
+    #[must_use]
+    pub fn keep_identity(mut self, keep: bool) -> Self {
+        self.keeps_identity = keep;
+        self
+    }
+
     /// How many threads read and write; 0, the default, for as many as there are processors. The result does not depend on it.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
+    }
+
+    /// The identity that the new VHDX is to have, if that is not one of its own.
+    fn identity(&self, source: &Content<'_>) -> Result<Option<DataWriteGuid>, ToolError> {
+        match source.disk() {
+            _ if !self.keeps_identity || matches!(self.form, Form::Raw) => Ok(None),
+            None => Err(ToolError::refused(source.path(), "it has no identity that could be kept: it is not a VHDX")),
+            Some(disk) => Ok(Some(disk.writer.as_ref().map_or(disk.leaf.header.data_write, Writer::data_write))),
+        }
     }
 
     /// How the new VHDX is created. The size of a raw source is rounded up to whole sectors; the rest is zeros.
@@ -175,6 +205,7 @@ pub fn convert(
 ) -> Result<Converted, ToolError> {
     let path = destination.as_ref();
     let crew = Crew { workers: options.workers, progress, cancel };
+    let identity = options.identity(source)?;
     let opened = match &options.form {
         Form::Child(parent, parents) => Some(Disk::open(parent, &OpenOptions::new().parents(parents.clone())).about(parent)?),
         Form::Raw | Form::Dynamic | Form::Fixed => None,
@@ -185,15 +216,15 @@ pub fn convert(
         _ => may_replace(path, &[source])?,
     };
     let (volume, name) = place(path)?;
-    let spot = Spot { volume: &volume, name: &name, path, overwrite: options.overwrite };
+    let spot = Spot { volume: &volume, name: &name, path, overwrite: options.overwrite, durable: options.durable };
     let create = options.create(source, opened.as_ref().map(Disk::logical_sector_size));
     match (&options.form, opened) {
         (Form::Child(parent, _), Some(opened)) => {
             let lay = |file| Disk::lay_child(file, path, opened, parent, &create).about(path);
-            make_disk(spot, lay, |disk| apply::show(disk, source, path, crew))
+            make_disk(spot, identity, lay, |disk| apply::show(disk, source, path, crew))
         }
         (Form::Raw, _) => make_raw(source, spot, crew),
-        _ => make_disk(spot, |file| Disk::create_on(file, &create).about(path), |disk| fill(disk, source, spot, crew)),
+        _ => make_disk(spot, identity, |file| Disk::create_on(file, &create).about(path), |disk| fill(disk, source, spot, crew)),
     }
 }
 
@@ -213,21 +244,22 @@ pub fn convert_on(
     cancel: &Cancel,
 ) -> Result<Converted, ToolError> {
     let path = Path::new(name);
+    let identity = options.identity(source)?;
     let crew = Crew { workers: options.workers, progress, cancel };
-    let spot = Spot { volume, name, path, overwrite: options.overwrite };
+    let spot = Spot { volume, name, path, overwrite: options.overwrite, durable: options.durable };
     if matches!(options.form, Form::Raw) {
         return make_raw(source, spot, crew);
     }
     if !matches!(options.form, Form::Child(..)) {
         let create = options.create(source, None);
-        return make_disk(spot, |file| Disk::create_on(file, &create).about(path), |disk| fill(disk, source, spot, crew));
+        return make_disk(spot, identity, |file| Disk::create_on(file, &create).about(path), |disk| fill(disk, source, spot, crew));
     }
     let mut below = parents.iter().cloned();
     let nearest = below.next().ok_or_else(|| ToolError::refused(path, "a child is made over a parent, and none was given"))?;
     let sector = Disk::open_on(nearest, below.collect(), &OpenOptions::new()).about(path)?.logical_sector_size();
     let create = options.create(source, Some(sector));
     let lay = |file| Disk::create_child_on(file, parents.to_vec(), &create).about(path);
-    make_disk(spot, lay, |disk| apply::show(disk, source, path, crew))
+    make_disk(spot, identity, lay, |disk| apply::show(disk, source, path, crew))
 }
 
 /// A raw file with the content of `source`.
@@ -242,11 +274,15 @@ fn make_raw(source: &Content<'_>, spot: Spot<'_>, crew: Crew<'_>) -> Result<Conv
 /// A new disk, laid down by `create` and filled by `fill`.
 fn make_disk(
     spot: Spot<'_>,
+    identity: Option<DataWriteGuid>,
     create: impl FnOnce(Arc<dyn Storage>) -> Result<Disk, ToolError>,
     fill: impl FnOnce(&Disk) -> Result<Put, ToolError>,
 ) -> Result<Converted, ToolError> {
     make(spot, |file| {
         let disk = create(Arc::new(Draft(Arc::clone(file))))?;
+        if let Some(identity) = identity {
+            disk.writer().and_then(|writer| writer.begin_as(identity)).about(spot.path)?;
+        }
         let put = fill(&disk)?;
         let size = disk.size();
         disk.close().about(spot.path)?;

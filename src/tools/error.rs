@@ -46,6 +46,14 @@ pub enum ToolError {
         #[source]
         cause: StorageError,
     },
+    /// A repair would have made something worse, so nothing was written.
+    #[error("{}: nothing was repaired: {why}", path.display())]
+    NotBetter {
+        /// The disk.
+        path: PathBuf,
+        /// What would have been worse.
+        why: &'static str,
+    },
     /// A child's parent locator cannot be rewritten.
     #[error("{}: {cause}", path.display())]
     Relink {
@@ -63,6 +71,14 @@ pub enum ToolError {
         /// Why.
         why: &'static str,
     },
+    /// Other files stand on a file that would change, and could not be opened any more.
+    #[error("{}: {} stand on it and would become unreadable: {}", path.display(), children.len(), names(children))]
+    Children {
+        /// The file.
+        path: PathBuf,
+        /// What stands on it, or on a layer between.
+        children: Vec<PathBuf>,
+    },
     /// Somebody asked for a stop.
     #[error("cancelled")]
     Cancelled,
@@ -76,8 +92,10 @@ impl ToolError {
             Self::Create { cause, .. } => cause.kind(),
             Self::Disk { cause, .. } => cause.kind(),
             Self::Storage { cause, .. } => cause.kind(),
+            Self::NotBetter { .. } => ErrorKind::Damaged,
             Self::Relink { cause, .. } => cause.kind(),
             Self::Refused { .. } => ErrorKind::InvalidInput,
+            Self::Children { .. } => ErrorKind::InUse,
             Self::Cancelled => ErrorKind::Cancelled,
         }
     }
@@ -86,6 +104,16 @@ impl ToolError {
     pub(crate) fn refused(path: &Path, why: &'static str) -> Self {
         Self::Refused { path: path.to_owned(), why }
     }
+}
+
+/// A few of the names.
+fn names(paths: &[PathBuf]) -> String {
+    const SHOWN: usize = 5;
+    let mut text: Vec<String> = paths.iter().take(SHOWN).map(|path| path.display().to_string()).collect();
+    if paths.len() > SHOWN {
+        text.push(format!("and {} more", paths.len() - SHOWN));
+    }
+    text.join(", ")
 }
 
 /// Says which file an error is about.

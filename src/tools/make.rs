@@ -17,6 +17,8 @@ pub(crate) struct Spot<'a> {
     /// The whole, for errors.
     pub(crate) path: &'a Path,
     pub(crate) overwrite: bool,
+    /// Whether it survives a power cut once it is made.
+    pub(crate) durable: bool,
 }
 
 /// The directory of a path, opened, and the name in it.
@@ -35,7 +37,7 @@ pub(crate) fn make_whole<T>(
     spot: Spot<'_>,
     fill: impl FnOnce(&Arc<dyn Storage>) -> Result<T, ToolError>,
 ) -> Result<(Arc<dyn Storage>, T), ToolError> {
-    create_atomically(spot.volume, spot.name, spot.overwrite, true, |file| fill(file).map_err(Either::Tool)).map_err(|e| match e {
+    create_atomically(spot.volume, spot.name, spot.overwrite, spot.durable, |file| fill(file).map_err(Either::Tool)).map_err(|e| match e {
         Either::Tool(e) => e,
         Either::Storage(cause) => ToolError::Storage { path: spot.path.to_owned(), cause },
     })

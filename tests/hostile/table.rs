@@ -141,7 +141,7 @@ fn read_all(disk: &Disk, buf: &mut [u8]) -> Result<(), Failure> {
 /// What `check()` complains about: its errors, and its warnings.
 fn complaints(disk: &Disk) -> Result<(Vec<String>, usize), Failure> {
     let report = disk.check().map_err(|e| explain(e.kind(), &e))?;
-    let text = report.errors.iter().map(|f| format!("{} at {}: {}", f.structure, f.at, f.message)).collect();
+    let text = report.errors.iter().map(|f| f.to_string()).collect();
     Ok((text, report.warnings.len()))
 }
 

@@ -40,6 +40,7 @@ pub enum Kind {
     Beyond,
     /// A look at a copy of the bytes, now.
     Look,
+    Compact,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,8 +51,9 @@ pub struct Op {
 }
 
 /// Out of 1000.
-const WEIGHTS: [(Kind, u64); 11] = [
-    (Kind::Write, 570),
+const WEIGHTS: [(Kind, u64); 12] = [
+    (Kind::Write, 566),
+    (Kind::Compact, 4),
     (Kind::Zero, 70),
     (Kind::Trim, 45),
     (Kind::Read, 150),

@@ -125,6 +125,19 @@ impl Layer {
         }
     }
 
+    /// Compacted over what `below` shows: sectors that are zeros, or the same there, may have any owner now.
+    pub fn compact(&mut self, below: Option<&Self>) {
+        self.settle();
+        let sector = self.sector as usize;
+        for (i, own) in self.own.iter_mut().enumerate() {
+            let bytes = &self.bytes[i * sector..(i + 1) * sector];
+            let same = below.and_then(|below| below.bytes.get(i * sector..(i + 1) * sector)).is_some_and(|under| under == bytes);
+            if same || bytes.iter().all(|&b| b == 0) {
+                *own = Own::Maybe;
+            }
+        }
+    }
+
     /// A flush is done: what is, is durable.
     pub fn settle(&mut self) {
         for p in std::mem::take(&mut self.dirty_list) {

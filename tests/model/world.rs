@@ -3,8 +3,9 @@
 use crate::cow::CowStorage;
 use crate::ops::{Kind, Op, Rng};
 use crate::plain::{Layer, Own, PIECE, differ};
+use diffdisk::format::Fault;
 use diffdisk::storage::Storage;
-use diffdisk::{CreateOptions, Disk, ErrorKind, ExtentKind, OpenOptions};
+use diffdisk::{Cancel, CompactOptions, CreateOptions, Disk, ErrorKind, ExtentKind, NoProgress, OpenOptions};
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -145,6 +146,7 @@ impl World {
             Kind::Child => self.child(op)?,
             Kind::Beyond => self.beyond(len)?,
             Kind::Look => self.look(op.a.is_multiple_of(2), false)?,
+            Kind::Compact => self.compact(op)?,
         }
         // Children may be shorter than their parents: the range is that of the leaf as it was.
         if at + len <= self.leaf().size && at >= self.leaf().start {
@@ -178,6 +180,20 @@ impl World {
         }
         data.drain(..(at % 16) as usize);
         data.truncate(len as usize);
+        // Now and then what compaction looks for: zeros, or what stands below anyway.
+        match (op.b >> 40) % 10 {
+            0 => data.fill(0),
+            1 => {
+                if let [.., below, _] = &self.layers[..] {
+                    let known = below.size.min(end).saturating_sub(at);
+                    data.fill(0);
+                    if known > 0 {
+                        data[..known as usize].copy_from_slice(below.expect(at, known));
+                    }
+                }
+            }
+            _ => {}
+        }
         let result = self.disk().write_at(&data, at).map_err(say("write_at"));
         self.leaf_mut().write(at, &data);
         self.buf = data;
@@ -215,7 +231,7 @@ impl World {
     fn clean(&self, errors: &[diffdisk::Finding]) -> Step {
         match errors.first() {
             None => Ok(()),
-            Some(f) => Err(format!("check: layer {}: {} at {}: {}", f.layer, f.structure, f.at, f.message)),
+            Some(f) => Err(format!("check: layer {}: {f}", f.layer)),
         }
     }
 
@@ -301,6 +317,54 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The data write GUID as the file has it.
+    fn identity(&mut self) -> Result<diffdisk::DataWriteGuid, String> {
+        let copy = self.files.last().expect("a chain has a leaf").copy();
+        Ok(self.open(copy, false)?.info().map_err(say("info"))?.data_write_guid)
+    }
+
+    /// Gives space back, sometimes right after opening, when nothing else has happened in the session.
+    fn compact(&mut self, op: &Op) -> Step {
+        if op.a.is_multiple_of(4) {
+            self.close()?;
+            self.reopen()?;
+        }
+        let options = CompactOptions::new().punch(!op.b.is_multiple_of(5)).relocate(!op.b.is_multiple_of(7));
+        let identity = self.identity()?;
+        let report = self.disk().compact(&options, &NoProgress, &Cancel::new()).map_err(say("compact"))?;
+        if identity != self.identity()? {
+            return Err("compact: the data write GUID changed".to_owned());
+        }
+        self.log.push(format!("   {report:?}"));
+        if report.busy_blocks > 0 || report.is_opaque {
+            return Err(format!("compact: nobody else is there, yet {report:?}"));
+        }
+        let file = self.files.last().expect("a chain has a leaf");
+        if file.len().map_err(say("len"))? != report.file_after || report.file_after > report.file_before.next_multiple_of(MIB) {
+            return Err(format!("compact: the file is as long as {:?}, but {report:?}", file.len()));
+        }
+        let block = self.leaf().block;
+        match &mut self.layers[..] {
+            [.., below, leaf] => leaf.compact(Some(below)),
+            [leaf] => leaf.compact(None),
+            [] => unreachable!("a chain has a leaf"),
+        }
+        let (start, size) = (self.leaf().start, self.leaf().size);
+        self.compare_live(start, size - start)?;
+        let check = self.disk().check().map_err(say("check"))?;
+        self.clean(&check.errors)?;
+        // Blocks of 1 MiB fit everywhere, so no MiB may be unowned.
+        let leak = check.notes.iter().find(|note| note.layer == 0 && matches!(note.fault, Fault::Leaked { .. } | Fault::LeakedTail { .. }));
+        if let Some(leak) = leak
+            && block == MIB
+            && !report.is_fixed
+            && !op.b.is_multiple_of(7)
+        {
+            return Err(format!("compact: {} in {} MiB after {report:?}", leak.fault, report.file_after / MIB));
+        }
+        self.look(op.a.is_multiple_of(3), true)
     }
 
     /// Seals the leaf (cleanly, or flushed and dropped with its log in use) and puts a child on it.

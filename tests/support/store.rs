@@ -35,6 +35,13 @@ impl World {
         make(&self.store, name, &self.raw())
     }
 
+    /// Files that were being made, except those that are empty: a sweep leaves them alone for some seconds, because their maker may be about
+    /// to lock them.
+    pub fn leftovers(&self) -> Vec<String> {
+        let has_content = |name: &String| std::fs::metadata(self.path(name)).is_ok_and(|metadata| metadata.len() > 0);
+        self.files().into_iter().filter(|name| name.contains(".tmp")).filter(has_content).collect()
+    }
+
     /// What is in the world's directory and the store, without directories, sorted.
     pub fn files(&self) -> Vec<String> {
         files_below(self.dir.path())

@@ -1,23 +1,38 @@
-//! `check`: every invariant of a file, or of a whole chain.
+//! `check`: every invariant of a file, or of a whole chain, and what can be put right.
 
 use crate::args::ParentsArgs;
 use crate::context::Context;
-use crate::error::{About, CliError};
-use diffdisk::{CheckReport, Disk, ErrorKind, Finding, OpenError, OpenOptions, ParentPolicy};
+use crate::error::CliError;
+use diffdisk::{
+    CheckReport, Consent, Disk, Finding, OpenOptions, ParentPolicy, RepairOptions, RepairReport, RepairStep, Severity, Subject,
+};
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
-/// Examine a disk; exit code 6 when there are errors. Nothing is changed.
+/// Examine a disk, whether or not it opens, and repair it; exit code 6 when errors remain.
 ///
-/// Without --chain only FILE itself is opened.
+/// Without --repair nothing is changed. With it, what can be put right without inventing anything is put right, all or nothing; what can
+/// be read stays what it is. Without --chain only FILE itself is opened, and --repair never changes any other file.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: diffdisk check alice.vhdx --chain")]
+#[command(after_help = "Example: diffdisk check alice.vhdx --chain\n         diffdisk check alice.vhdx --repair")]
 pub struct CheckArgs {
     /// The disk.
     file: PathBuf,
     /// Examine every file of the chain.
     #[arg(long)]
     chain: bool,
+    /// Put right what can be put right.
+    #[arg(long)]
+    repair: bool,
+    /// One header cannot be read and the other one names no log: go on with the other one, although changes that were flushed may be in a
+    /// log that only the unreadable one names.
+    #[arg(long, requires = "repair")]
+    accept_older_header: bool,
+    /// The header names a log that holds no entry: take it for one that nothing was ever written to.
+    #[arg(long, requires = "repair")]
+    accept_empty_log: bool,
     #[command(flatten)]
     parents: ParentsArgs,
 }
@@ -27,58 +42,152 @@ struct Answer {
     file: String,
     errors: Vec<Line>,
     warnings: Vec<Line>,
+    notes: Vec<Line>,
+    /// Findings beyond the first thousand of a severity.
+    #[serde(skip_serializing_if = "is_zero")]
+    unlisted: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repair: Option<Repaired>,
+}
+
+#[derive(Serialize)]
+struct Repaired {
+    steps: Vec<Step>,
+    repaired: Vec<Line>,
+    needs: Vec<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Step {
+    step: &'static str,
+    message: String,
 }
 
 #[derive(Serialize)]
 struct Line {
-    /// Absent when opening the chain failed and the file at fault is not known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layer: Option<usize>,
+    layer: usize,
     structure: &'static str,
     offset: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chunk: Option<u32>,
+    fault: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    values: BTreeMap<&'static str, u64>,
     message: String,
+    repair: &'static str,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Line {
     fn new(finding: &Finding) -> Self {
-        Self { layer: Some(finding.layer), structure: finding.structure.key(), offset: finding.at.get(), message: finding.message.clone() }
+        let (block, chunk) = match finding.subject {
+            Some(Subject::Block(block)) => (Some(block), None),
+            Some(Subject::Chunk(chunk)) => (None, Some(chunk)),
+            None => (None, None),
+        };
+        Self {
+            layer: finding.layer,
+            structure: finding.structure.key(),
+            offset: finding.at.get(),
+            block,
+            chunk,
+            fault: finding.fault.key(),
+            values: finding.fault.numbers().into_iter().collect(),
+            message: finding.fault.to_string(),
+            repair: finding.repair.key(),
+        }
     }
 
-    /// What opening refuses is a finding too, if it is about the content of the files.
-    fn of_refusal(e: &OpenError, chain: bool) -> Option<Self> {
-        match e {
-            OpenError::Format(e) => {
-                Some(Self { layer: (!chain).then_some(0), structure: e.structure.key(), offset: e.at.get(), message: e.fault.to_string() })
-            }
-            OpenError::Chain(e) if e.kind() == ErrorKind::Damaged => {
-                Some(Self { layer: None, structure: "parent_locator", offset: 0, message: e.to_string() })
-            }
-            _ => None,
+    fn all(findings: &[Finding]) -> Vec<Self> {
+        findings.iter().map(Self::new).collect()
+    }
+}
+
+impl Step {
+    fn new(step: &RepairStep) -> Self {
+        Self { step: step.key(), message: step.to_string() }
+    }
+}
+
+impl Answer {
+    fn new(file: String, report: &CheckReport, repair: Option<&RepairReport>) -> Self {
+        let counted: u64 = [Severity::Error, Severity::Warning, Severity::Note].into_iter().map(|severity| report.count(severity)).sum();
+        Self {
+            file,
+            errors: Line::all(&report.errors),
+            warnings: Line::all(&report.warnings),
+            notes: Line::all(&report.notes),
+            unlisted: counted - report.findings().count() as u64,
+            repair: repair.map(|repair| Repaired {
+                steps: repair.steps.iter().map(Step::new).collect(),
+                repaired: Line::all(&repair.repaired),
+                needs: repair.needs.iter().map(|consent| consent.key()).collect(),
+            }),
         }
     }
 }
 
 /// Runs the verb.
 pub fn run(args: &CheckArgs, ctx: &Context) -> Result<(), CliError> {
+    let (bar, cancel) = ctx.watch()?;
     let options = if args.chain { args.parents.read_only() } else { OpenOptions::new().parents(ParentPolicy::Deny) };
-    let (errors, warnings) = match Disk::open(&args.file, &options) {
-        Ok(disk) => lines(&disk.check().about(&args.file)?),
-        Err(e) => match Line::of_refusal(&e, args.chain) {
-            Some(line) => (vec![line], Vec::new()),
-            None => return Err(e).about(&args.file),
-        },
-    };
-    let answer = Answer { file: args.file.to_string_lossy().into_owned(), errors, warnings };
-    ctx.emit(&answer, |out| {
-        for (word, line) in answer.errors.iter().map(|l| ("error", l)).chain(answer.warnings.iter().map(|l| ("warning", l))) {
-            let layer = line.layer.map(|layer| format!(" of layer {layer}")).unwrap_or_default();
-            writeln!(out, "{word}: {}{layer} at {:#x}: {}", line.structure.replace('_', " "), line.offset, line.message)?;
+    let file = args.file.to_string_lossy().into_owned();
+    if !args.repair {
+        let report = Disk::examine(&args.file, &options, &bar, &cancel)?;
+        drop(bar);
+        ctx.emit(&Answer::new(file, &report, None), |out| print(out, args, &report))?;
+        return if report.is_sound() { Ok(()) } else { Err(CliError::Answered) };
+    }
+    let mut wanted = RepairOptions::new().chain(options);
+    for (given, consent) in [(args.accept_older_header, Consent::OlderHeader), (args.accept_empty_log, Consent::EmptyLog)] {
+        if given {
+            wanted = wanted.accept(consent);
         }
-        writeln!(out, "{}: {} errors, {} warnings", args.file.display(), answer.errors.len(), answer.warnings.len())
+    }
+    let report = Disk::repair(&args.file, &wanted, &bar, &cancel)?;
+    drop(bar);
+    ctx.emit(&Answer::new(file, &report.left, Some(&report)), |out| {
+        for finding in &report.repaired {
+            writeln!(out, "repaired: {}", sentence(finding))?;
+        }
+        for step in &report.steps {
+            writeln!(out, "did: {step}")?;
+        }
+        if report.steps.is_empty() {
+            writeln!(out, "nothing was changed")?;
+        }
+        print(out, args, &report.left)?;
+        for consent in &report.needs {
+            writeln!(out, "--{} would allow more to be repaired", consent.key())?;
+        }
+        Ok(())
     })?;
-    if answer.errors.is_empty() { Ok(()) } else { Err(CliError::Answered) }
+    if report.left.is_sound() { Ok(()) } else { Err(CliError::Answered) }
 }
 
-fn lines(report: &CheckReport) -> (Vec<Line>, Vec<Line>) {
-    (report.errors.iter().map(Line::new).collect(), report.warnings.iter().map(Line::new).collect())
+fn print(out: &mut dyn Write, args: &CheckArgs, report: &CheckReport) -> io::Result<()> {
+    for finding in report.findings() {
+        let can = match finding.repair {
+            diffdisk::Repair::Repairable if !args.repair => " (--repair)",
+            _ => "",
+        };
+        writeln!(out, "{}: {}{can}", finding.severity, sentence(finding))?;
+    }
+    let [errors, warnings, notes] = [Severity::Error, Severity::Warning, Severity::Note].map(|severity| report.count(severity));
+    writeln!(out, "{}: {errors} errors, {warnings} warnings, {notes} notes", args.file.display())
+}
+
+fn sentence(finding: &Finding) -> String {
+    let what = finding.structure.key().replace('_', " ");
+    let subject = match finding.subject {
+        Some(Subject::Block(block)) => format!(" (block {block})"),
+        Some(Subject::Chunk(chunk)) => format!(" (sector bitmap block of chunk {chunk})"),
+        None => String::new(),
+    };
+    format!("{what} of layer {} at {:#x}{subject}: {}", finding.layer, finding.at.get(), finding.fault)
 }

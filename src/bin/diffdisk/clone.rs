@@ -1,12 +1,14 @@
 //! `clone`: what developers and test runs use and throw away.
 
 use crate::args::{StoreArgs, bytes, human, span};
+use crate::compact;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::exit;
 use crate::table;
 use diffdisk::{
-    Cancel, CloneDisk, CloneOptions, CloneSummary, ErrorKind, IfExists, Origin, Pruned, Repaired, ResetOptions, Savepoint, Step, Timestamp,
+    Cancel, CloneDisk, CloneOptions, CloneSummary, CompactOptions, ErrorKind, IfExists, Origin, Pruned, RebaseOptions, Repaired,
+    ResetOptions, Savepoint, Step, Timestamp,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -24,6 +26,8 @@ pub enum CloneVerb {
     /// Go back to a savepoint. What was changed since the last save is lost.
     Revert(SavepointArgs),
     Drop(DropArgs),
+    Rebase(RebaseArgs),
+    Compact(CompactArgs),
     Rename(RenameArgs),
     Protect(ProtectArgs),
     Expire(ExpireArgs),
@@ -125,6 +129,42 @@ pub struct SaveArgs {
 pub struct DropArgs {
     #[command(flatten)]
     which: SavepointArgs,
+}
+
+/// Put a clone onto a newer generation of its image and keep its changes, unless they meet what changed in the image.
+///
+/// The exit code is 6 when they meet; nothing was changed then.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  diffdisk clone rebase alice --store images\n  diffdisk clone rebase alice --onto app@3 --keep-content --store images"
+)]
+pub struct RebaseArgs {
+    /// Path, name or identity.
+    clone: String,
+    /// `latest` generation of its image, or a reference.
+    #[arg(long, value_name = "IMAGE", default_value = "latest")]
+    onto: String,
+    /// Keep what the clone shows: what the new image has otherwise is copied into it.
+    #[arg(long)]
+    keep_content: bool,
+    /// Only look.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
+/// Give space back that a clone's file does not need. Stopping at any moment leaves a valid clone, and running again goes on.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: diffdisk clone compact alice --store images")]
+pub struct CompactArgs {
+    /// Path, name or identity.
+    clone: String,
+    /// Keep blocks that hold what the parent shows anyway.
+    #[arg(long)]
+    keep_copies: bool,
+    #[command(flatten)]
+    store: StoreArgs,
 }
 
 /// A clone and a savepoint of it.
@@ -229,6 +269,14 @@ impl CloneVerb {
                 show(&clone, ctx)
             }
             Self::Drop(args) => drop_savepoint(&args.which, ctx),
+            Self::Rebase(args) => rebase(args, ctx),
+            Self::Compact(args) => {
+                let clone = find(&args.store, &args.clone)?;
+                let (bar, cancel) = ctx.watch()?;
+                let report = clone.compact(&CompactOptions::new().drop_copies(!args.keep_copies), &bar, &cancel)?;
+                drop(bar);
+                compact::answer(clone.path(), &report, ctx)
+            }
             Self::Rename(args) => show(&find(&args.store, &args.clone)?.rename(&args.path)?, ctx),
             Self::Protect(args) => {
                 let clone = find(&args.store, &args.clone)?;
@@ -405,6 +453,31 @@ fn save(args: &SavepointArgs, ctx: &Context) -> Result<(), CliError> {
     #[cfg(not(unix))]
     let pause = clone.save(&args.savepoint).map(|()| Duration::ZERO)?;
     show_with(&clone, &[("pause_microseconds", json!(u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)))], ctx)
+}
+
+fn rebase(args: &RebaseArgs, ctx: &Context) -> Result<(), CliError> {
+    let clone = find(&args.store, &args.clone)?;
+    let (bar, cancel) = ctx.watch()?;
+    let options = RebaseOptions::new().keep_content(args.keep_content).dry_run(args.dry_run);
+    let done = clone.rebase(&args.onto, &options, &bar, &cancel)?;
+    drop(bar);
+    let conflicts: Vec<Value> = done.conflicts.iter().map(|at| json!({ "start": at.start, "length": at.end - at.start })).collect();
+    let mut value = answer(&clone.summary()?);
+    value["linked"] = json!(done.is_linked);
+    value["conflicts"] = json!(conflicts);
+    (value["inherited"], value["agreed"], value["copied"]) = (json!(done.inherited), json!(done.agreed), json!(done.copied));
+    ctx.emit(&value, |out| {
+        for at in &done.conflicts {
+            writeln!(out, "conflict {:>#16x} {:>#16x}", at.start, at.end - at.start)?;
+        }
+        let name = clone.path().display();
+        match (done.conflicts.len(), done.is_linked) {
+            (0, true) => writeln!(out, "{name}: on {}, {} inherited, {} copied", args.onto, human(done.inherited), human(done.copied)),
+            (0, false) => writeln!(out, "{name}: no conflicts, {} would be inherited", human(done.inherited)),
+            (many, _) => writeln!(out, "{name}: {many} conflicts with {}, so nothing was changed", args.onto),
+        }
+    })?;
+    if done.conflicts.is_empty() { Ok(()) } else { Err(CliError::Answered) }
 }
 
 fn drop_savepoint(args: &SavepointArgs, ctx: &Context) -> Result<(), CliError> {

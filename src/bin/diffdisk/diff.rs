@@ -14,14 +14,15 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  diffdisk diff app.vhdx alice.vhdx --json\n  diffdisk diff app-1.vhdx app-2.vhdx --export 1-to-2.vhdx\n  \
-    diffdisk merge 1-to-2.vhdx --to app-2.vhdx     (where app-1.vhdx is)"
+    diffdisk merge 1-to-2.vhdx --to app-2.vhdx --keep-identity     (where app-1.vhdx is)"
 )]
 pub struct DiffArgs {
     /// The disk that it was.
     a: PathBuf,
     /// The disk that it became.
     b: PathBuf,
-    /// Write the changes to this new differencing VHDX over A instead of listing them. Merged into a copy of A it gives B.
+    /// Write the changes to this new differencing VHDX over A instead of listing them. Merged into a copy of A it gives B, and with
+    /// `merge --keep-identity` under B's identity, so that the next delta fits.
     #[arg(long, value_name = "FILE")]
     export: Option<PathBuf>,
     /// The unit in which changes are listed.
@@ -86,7 +87,10 @@ fn export(args: &DiffArgs, out: &std::path::Path, formats: (Format, Format), ctx
     }
     let (bar, cancel) = ctx.watch()?;
     let b = formats.1.open(&args.b, &args.parents)?;
-    let mut options = ConvertOptions::child_of(&args.a, args.parents.policy()).overwrite(args.force).workers(args.workers);
+    let mut options = ConvertOptions::child_of(&args.a, args.parents.policy())
+        .overwrite(args.force)
+        .workers(args.workers)
+        .keep_identity(formats.1 == Format::Vhdx);
     if let Some(bytes) = args.block_size {
         options = options.block_size(bytes);
     }

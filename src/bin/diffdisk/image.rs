@@ -4,7 +4,7 @@ use crate::args::{Format, ParentsArgs, StoreArgs, bytes, human, small_bytes};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::table;
-use diffdisk::{Image, ImageOptions, Source, Step};
+use diffdisk::{Image, ImageOptions, Source, Step, Store};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -64,6 +64,8 @@ enum From {
     Device,
     /// A VHDX with its parents.
     Vhdx,
+    /// A clone of the store, by path, name or identity, as it is now.
+    Clone,
     /// A directory, which becomes an ext4 file system (needs mke2fs).
     Directory,
 }
@@ -86,7 +88,10 @@ pub struct CreateArgs {
 
 /// Add a generation to an image.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: diffdisk image refresh app --store images && diffdisk clone reset alice --to latest --store images")]
+#[command(
+    after_help = "Examples:\n  diffdisk image refresh app --store images && diffdisk clone reset alice --to latest --store images\n  \
+    diffdisk image refresh app alice --from clone --store images"
+)]
 pub struct RefreshArgs {
     /// The image's name.
     name: String,
@@ -216,7 +221,7 @@ impl MakeArgs {
         self.modify.iter().fold(options, |options, command| options.modify(Step::shell(command)))
     }
 
-    fn source(&self, path: &Path) -> Result<Source, CliError> {
+    fn source(&self, path: &Path, store: &Store) -> Result<Source, CliError> {
         if path.as_os_str() == "-" {
             return match self.from {
                 None | Some(From::Raw) => Ok(Source::stdin()),
@@ -228,6 +233,7 @@ impl MakeArgs {
             From::Raw => Source::raw(path),
             From::Device => Source::block_device(path),
             From::Vhdx => Source::vhdx_with_parents(path, self.parents.policy()),
+            From::Clone => Source::clone_of(&store.find_clone(&path.to_string_lossy())?)?,
             From::Directory => match self.size {
                 Some(size) => Source::directory_sized(path, size),
                 None => Source::directory(path),
@@ -238,7 +244,7 @@ impl MakeArgs {
 
 fn create(args: &CreateArgs, ctx: &Context) -> Result<(), CliError> {
     let store = args.store.begin()?;
-    let source = args.make.source(&args.source)?;
+    let source = args.make.source(&args.source, &store)?;
     let (bar, cancel) = ctx.watch()?;
     let image = store.create_image(&args.name, source, &args.make.options(), &bar, &cancel)?;
     drop(bar);
@@ -247,7 +253,7 @@ fn create(args: &CreateArgs, ctx: &Context) -> Result<(), CliError> {
 
 fn refresh(args: &RefreshArgs, ctx: &Context) -> Result<(), CliError> {
     let store = args.store.open()?;
-    let source = args.source.as_deref().map(|path| args.make.source(path)).transpose()?;
+    let source = args.source.as_deref().map(|path| args.make.source(path, &store)).transpose()?;
     let (bar, cancel) = ctx.watch()?;
     let image = store.refresh_image(&args.name, source, &args.make.options(), &bar, &cancel)?;
     drop(bar);

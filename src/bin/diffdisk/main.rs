@@ -14,6 +14,7 @@ mod args;
 mod buffer;
 mod check;
 mod clone;
+mod compact;
 mod compare;
 mod content;
 mod context;
@@ -27,8 +28,10 @@ mod exit;
 mod image;
 mod info;
 mod map;
+mod merge;
 mod rebase;
 mod relink;
+mod resize;
 mod serve;
 mod shell;
 mod table;
@@ -61,8 +64,13 @@ enum Verb {
     Trim(content::TrimArgs),
     Convert(convert::ConvertArgs),
     Compare(compare::CompareArgs),
+    Compact(compact::CompactArgs),
     Diff(diff::DiffArgs),
     Relink(relink::RelinkArgs),
+    Resize(resize::ResizeArgs),
+    Merge(merge::MergeArgs),
+    Hydrate(merge::HydrateArgs),
+    Flatten(merge::FlattenArgs),
     Rebase(rebase::RebaseArgs),
     Serve(serve::ServeArgs),
     #[command(subcommand)]
@@ -87,11 +95,16 @@ impl Verb {
             Self::Trim(args) => content::run_trim(args, ctx),
             Self::Convert(args) => convert::run(args, ctx),
             Self::Compare(args) => compare::run(args, ctx),
+            Self::Compact(args) => compact::run(args, ctx),
             Self::Diff(args) => diff::run(args, ctx),
             Self::Image(verb) => verb.run(ctx),
             Self::Clone(verb) => verb.run(ctx),
             Self::Demo(args) => demo::show(args, ctx),
             Self::Relink(args) => relink::run(args, ctx),
+            Self::Resize(args) => resize::run(args, ctx),
+            Self::Merge(args) => merge::run(args, ctx),
+            Self::Hydrate(args) => merge::run_hydrate(args, ctx),
+            Self::Flatten(args) => merge::run_flatten(args, ctx),
             Self::Rebase(args) => rebase::run(args, ctx),
             Self::Serve(args) => serve::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),

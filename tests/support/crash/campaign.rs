@@ -43,7 +43,9 @@ impl Fixtures {
 pub fn perform(fixture: &Fixture, script: &Script) -> Result<(Run, Trace, usize), String> {
     let world = fixture.world.fork();
     world.offer_durable_writes(script.durable);
-    let mut run = Run::start(world, fixture.parents.clone(), fixture.content.clone(), 0)?;
+    let mut run = Run::closed(world, fixture.parents.clone(), fixture.content.clone(), 0);
+    run.rides = script.rides;
+    run.open()?;
     for &op in &script.ops {
         run.perform(op)?;
     }
@@ -97,6 +99,7 @@ impl Campaign {
         let short = scripts.len();
         scripts.sort_by_key(|script| spread(&script.name, seed));
         scripts.extend(script::crowded());
+        scripts.extend(script::riding());
         Self { seed, scripts, short, random: RANDOM, threads: THREADS }
     }
 
@@ -206,6 +209,7 @@ pub fn with_and_without(fixtures: &Fixtures, mistake: &Mistake) -> [Result<(), S
             interesting: 0,
             piece: 512,
             durable: true,
+            rides: false,
         };
         let _fixed = Fixed::new(0xF1, 0);
         let (mut run, mut trace, _) = perform(fixtures.of(script.kind), &script)?;

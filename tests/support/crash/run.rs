@@ -6,7 +6,7 @@ use super::script::Op;
 use super::value::{PIECE, Value};
 use diffdisk::storage::Storage;
 use diffdisk::storage::sim::{Event, SimStorage, SimWorld};
-use diffdisk::{Disk, OpenOptions};
+use diffdisk::{Disk, FlushMode, OpenOptions};
 use std::sync::Arc;
 
 pub type Parents = Vec<Arc<dyn Storage>>;
@@ -65,6 +65,8 @@ pub struct Run {
     pub ops: Vec<Performed>,
     pub sessions: Vec<Session>,
     pub ledger: Ledger,
+    /// Whether payload may ride in the log.
+    pub rides: bool,
     disk: Option<Disk>,
     tags: u64,
 }
@@ -79,7 +81,7 @@ impl Run {
 
     /// Before the first opening.
     pub fn closed(world: SimWorld, parents: Parents, initial: Arc<Runs>, tags: u64) -> Self {
-        Self { world, parents, ops: Vec::new(), sessions: Vec::new(), ledger: Ledger::new(initial), disk: None, tags }
+        Self { world, parents, ops: Vec::new(), sessions: Vec::new(), ledger: Ledger::new(initial), rides: false, disk: None, tags }
     }
 
     pub fn disk(&self) -> &Disk {
@@ -92,7 +94,8 @@ impl Run {
         let header = current(&leaf).ok_or("no header is valid")?;
         let opened_at = self.world.cut();
         self.sessions.push(Session { first: self.ops.len(), opened_at, before, header });
-        let options = OpenOptions::new().writable(true);
+        let mode = if self.rides { FlushMode::PayloadInLog } else { FlushMode::default() };
+        let options = OpenOptions::new().writable(true).flush_mode(mode);
         let opened = Disk::open_on(leaf, self.parents.clone(), &options);
         self.disk = Some(opened.map_err(|e| format!("cannot be opened ({:?}): {e}", e.kind()))?);
         Ok(())

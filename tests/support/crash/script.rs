@@ -132,6 +132,8 @@ pub struct Script {
     pub piece: u64,
     /// Whether the storage offers durable writes, so that the engine lays its log down in advance.
     pub durable: bool,
+    /// Whether payload may ride in the log.
+    pub rides: bool,
 }
 
 /// All words of length 1 and 2, each ended by a flush, on both small disks, with the log at its beginning and about to wrap.
@@ -157,7 +159,7 @@ pub fn exhaustive() -> Vec<Script> {
                 let name = format!("{kind:?}{} {word:?}", if log_start == 0 { String::new() } else { format!(", log from {log_start}") });
                 // As the place, the same for all words with one first letter.
                 let durable = !(word[0] as u64 + kind as u64).is_multiple_of(4);
-                scripts.push(Script { kind, log_start, name, ops, interesting, piece, durable });
+                scripts.push(Script { kind, log_start, name, ops, interesting, piece, durable, rides: false });
             }
         }
     }
@@ -182,7 +184,7 @@ pub fn length_three() -> Vec<Script> {
                 let piece = if number % 5 == 4 { 4096 } else { 512 };
                 let name = format!("{kind:?}{} {word:?}", if log_start == 0 { String::new() } else { format!(", log from {log_start}") });
                 let durable = !(word[0] as u64 + kind as u64).is_multiple_of(4);
-                scripts.push(Script { kind, log_start, name, ops, interesting, piece, durable });
+                scripts.push(Script { kind, log_start, name, ops, interesting, piece, durable, rides: false });
             }
         }
     }
@@ -203,10 +205,64 @@ pub fn crowded() -> Vec<Script> {
         ops.push(Op::Close);
         [(0, true), (0, false), (LOG_SECTORS - 50, true)].map(|(log_start, durable)| {
             let name = format!("Wide, log from {log_start}{}: {name}", if durable { "" } else { ", plain" });
-            Script { kind: Kind::Wide, log_start, name, ops: ops.clone(), interesting: 0, piece: 512, durable }
+            Script { kind: Kind::Wide, log_start, name, ops: ops.clone(), interesting: 0, piece: 512, durable, rides: false }
         })
     });
     scripts.collect()
+}
+
+/// Payload in the log: pages that ride, change while an entry that holds them lives, lose their block, or meet writes that cannot ride.
+pub fn riding() -> Vec<Script> {
+    let page = |at| Op::Write { at, len: 4096 };
+    let (f, g, far, new) = (page(MIB + 64 * 1024), page(MIB + 128 * 1024), page(2 * MIB + 8192), page(3 * MIB));
+    let part = Op::Write { at: MIB + 64 * 1024 + 512, len: 1024 };
+    let ragged = Op::Write { at: MIB + 64 * 1024 - 300, len: 700 };
+    let wide = Op::Write { at: MIB + 60 * 1024, len: 16 * 1024 };
+    let sector = Op::Write { at: MIB + 200 * 1024, len: 512 };
+    let old = Op::Write { at: 4096, len: 2048 };
+    let zeros = Op::Zeroes { at: MIB + 64 * 1024 + 1024, len: 2048 };
+    let (zero_block, trim) = (Op::Zeroes { at: MIB, len: MIB }, Op::Trim { at: MIB, len: MIB });
+    let words: [(&str, &[Op]); 15] = [
+        ("a part of a page again", &[f, Op::Flush, part, Op::Flush]),
+        ("twice again", &[f, Op::Flush, part, Op::Flush, f, Op::Flush]),
+        ("again before it is flushed", &[f, part, g, Op::Flush, part, Op::Flush]),
+        ("zeros over a part", &[f, Op::Flush, zeros, Op::Flush]),
+        ("two pages, one again", &[f, g, Op::Flush, g, far, Op::Flush, f, Op::Flush]),
+        ("a ragged write over the edge", &[f, Op::Flush, ragged, Op::Flush]),
+        ("a write over old and new pages", &[f, Op::Flush, wide, Op::Flush, part, Op::Flush]),
+        ("with a write that cannot ride", &[f, Op::Flush, old, part, Op::Flush]),
+        ("with a sector that cannot ride", &[f, Op::Flush, part, sector, Op::Flush, part, Op::Flush]),
+        ("a rewrite elsewhere alone", &[f, Op::Flush, old, Op::Flush, part, Op::Flush]),
+        ("its block is trimmed and the space used again", &[f, Op::Flush, trim, Op::Flush, new, Op::Flush, f, Op::Flush]),
+        ("its block is trimmed at once", &[f, trim, Op::Flush, new, Op::Flush]),
+        ("its block is zeroed and written again", &[f, Op::Flush, zero_block, f, Op::Flush, part, Op::Flush]),
+        ("a whole block beside it", &[f, Op::Flush, part, Op::Write { at: 5 * MIB, len: MIB }, Op::Flush]),
+        ("closed and opened", &[f, Op::Flush, part, Op::Flush, Op::Close, Op::Open, part, g, Op::Flush, part, Op::Flush]),
+    ];
+    let mut scripts = Vec::new();
+    for (name, word) in words {
+        for (log_start, durable) in [(0, true), (0, false), (LOG_SECTORS - 9, true), (LOG_SECTORS - 5, false)] {
+            // The first flush of a session cannot ride, because no header names the log yet.
+            let mut ops = vec![page(2 * MIB), Op::Flush];
+            let interesting = ops.len();
+            ops.extend(word);
+            ops.push(Op::Close);
+            let name = format!("riding, log from {log_start}{}: {name}", if durable { "" } else { ", plain" });
+            scripts.push(Script { kind: Kind::Child, log_start, name, ops, interesting, piece: 512, durable, rides: true });
+        }
+    }
+    // So many flushes that the ring is half full, and beyond.
+    for log_start in [0, LOG_SECTORS - 40] {
+        let mut ops = vec![page(2 * MIB), Op::Flush];
+        for i in 0..40 {
+            ops.extend([page(MIB + (i % 30) * 4096), Op::Flush]);
+        }
+        let interesting = ops.len() - 12;
+        ops.extend([part, Op::Flush, Op::Close]);
+        let name = format!("riding, log from {log_start}: until the ring is half full");
+        scripts.push(Script { kind: Kind::Child, log_start, name, ops, interesting, piece: 512, durable: true, rides: true });
+    }
+    scripts
 }
 
 /// A longer script drawn from a seed.
@@ -217,7 +273,9 @@ pub fn random(seed: u64) -> Script {
     let mut ops = Vec::new();
     for _ in 0..3 + rng.below(10) {
         match rng.below(12) {
-            0..5 => ops.push(Op::Write { at: rng.below(SIZE / 512 - 16) * 512, len: (1 + rng.below(16)) * 512 }),
+            0..3 => ops.push(Op::Write { at: rng.below(SIZE / 512 - 16) * 512, len: (1 + rng.below(16)) * 512 }),
+            // Near each other, so that they meet again.
+            3..5 => ops.push(Op::Write { at: MIB + rng.below(6) * 4096, len: 4096 }),
             5 => ops.push(Op::Write { at: rng.below(SIZE - 6000), len: 1 + rng.below(5000) }),
             6 => ops.push(Op::Zeroes { at: rng.below(6) * MIB, len: MIB }),
             7 => ops.push(Op::Trim { at: rng.below(5) * MIB, len: (1 + rng.below(2)) * MIB }),
@@ -228,5 +286,14 @@ pub fn random(seed: u64) -> Script {
     }
     ops.extend([Op::Flush, Op::Close]);
     let piece = if rng.below(4) == 0 { 4096 } else { 512 };
-    Script { kind, log_start, name: format!("random {seed:#x} on {kind:?}"), ops, interesting: 0, piece, durable: rng.below(4) > 0 }
+    Script {
+        kind,
+        log_start,
+        name: format!("random {seed:#x} on {kind:?}"),
+        ops,
+        interesting: 0,
+        piece,
+        durable: rng.below(4) > 0,
+        rides: kind == Kind::Child && rng.below(2) == 0,
+    }
 }

@@ -282,6 +282,42 @@ fn writing(images: &[Image], sound: bool) {
     });
 }
 
+/// What the leaf alone reads as in many places; `None` when it does not open.
+fn glimpses(file: &Arc<dyn Storage>) -> Option<Vec<Option<Vec<u8>>>> {
+    let disk = open(Arc::clone(file), &[], &OpenOptions::new().parents(diffdisk::ParentPolicy::Deny))?;
+    let block = disk.info().ok()?.block_size;
+    let glimpse = |at: u64| {
+        let mut buf = vec![0; (disk.size() - at).min(700) as usize];
+        disk.read_at(&mut buf, at).ok().map(|()| buf)
+    };
+    Some(places(disk.size(), block).into_iter().map(glimpse).collect())
+}
+
+/// Examining and repairing it: what could be read reads the same afterwards, and once is enough.
+fn repairing(image: &Image, accepts: bool) {
+    let file: Arc<dyn Storage> = image.storage();
+    let before = glimpses(&file);
+    let (nobody, never) = (diffdisk::NoProgress, diffdisk::Cancel::new());
+    let report = Disk::examine_on(&file, Vec::new(), &nobody, &never).expect("memory can be examined");
+    assert!(before.is_some() || !report.is_sound(), "a file without an error does not open");
+    let mut options = diffdisk::RepairOptions::new();
+    if accepts {
+        options = options.accept(diffdisk::Consent::EmptyLog);
+    }
+    let Ok(done) = Disk::repair_on(&file, &options, &nobody, &never) else { return };
+    let after = glimpses(&file);
+    match (before, after) {
+        (Some(before), after) => {
+            let after = after.expect("what opened opens");
+            let same = before.iter().zip(&after).all(|(old, new)| old.is_none() || old == new);
+            assert!(same && before.len() == after.len(), "a repair changed what can be read");
+        }
+        (None, after) => assert!(after.is_some() || !done.left.is_sound(), "a file without an error does not open"),
+    }
+    let again = Disk::repair_on(&file, &options, &nobody, &never).expect("a second repair");
+    assert!(again.steps.is_empty(), "a second repair did {:?}", again.steps);
+}
+
 /// The body.
 pub fn run(input: &[u8]) {
     let mut s = Source::new(input);
@@ -298,5 +334,8 @@ pub fn run(input: &[u8]) {
     let sound = read_only(&chain, options & 2 != 0);
     if options & 1 != 0 {
         writing(&chain, sound);
+    }
+    if options & 4 != 0 {
+        repairing(&chain[0], options & 8 != 0);
     }
 }
