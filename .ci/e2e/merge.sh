@@ -44,8 +44,8 @@ model_sum=$(sha256sum <model.raw)
 
 fresh() { # base.vhdx and clone.vhdx, anew
     rm -f base.vhdx clone.vhdx
-    cp --sparse=always base0.vhdx base.vhdx
-    cp --sparse=always clone0.vhdx clone.vhdx
+    cp --sparse=always kept/base.vhdx base.vhdx
+    cp --sparse=always kept/clone.vhdx clone.vhdx
 }
 foreign() { # FILE: qemu and 7-Zip find the model in it
     qemu-img check -q -f vhdx "$1" || die "qemu-img check refuses $1"
@@ -59,14 +59,15 @@ foreign() { # FILE: qemu and 7-Zip find the model in it
 }
 shows() { "$diffdisk" compare "$1" model.raw >/dev/null || die "$1 shows something else: $2"; }
 
-"$diffdisk" convert base.raw base0.vhdx >/dev/null
-cp --sparse=always base0.vhdx base.vhdx
-"$diffdisk" convert model.raw clone0.vhdx --parent base.vhdx >/dev/null
-fresh
+# The originals are kept in a folder of their own: a second child beside the base would stand in the way of a merge into it.
+"$diffdisk" convert base.raw base.vhdx >/dev/null
+"$diffdisk" convert model.raw clone.vhdx --parent base.vhdx >/dev/null
+mkdir kept
+cp --sparse=always base.vhdx clone.vhdx kept
 
 "$diffdisk" merge clone.vhdx --to new.vhdx >/dev/null
 foreign new.vhdx
-cmp base.vhdx base0.vhdx && cmp clone.vhdx clone0.vhdx || die "merge --to changed another file"
+cmp base.vhdx kept/base.vhdx && cmp clone.vhdx kept/clone.vhdx || die "merge --to changed another file"
 "$diffdisk" hydrate clone.vhdx >/dev/null
 shows clone.vhdx hydrated
 fresh
