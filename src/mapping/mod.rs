@@ -11,4 +11,5 @@ mod loom_tests;
 pub(crate) mod pages;
 pub(crate) mod quarantine;
 pub(crate) mod space;
+mod twin;
 pub(crate) mod words;
