@@ -45,7 +45,9 @@ impl CloneDisk {
         // 1. the disk                   crash: the clone is there, or gone and the rest is swept
         // 2. its name, synced           only where savepoints follow: a power cut may keep their end and lose the disk's, and the disk
         //                               would be back with nothing to stand on
-        // 3. savepoints, sidecar, record
+        // 3. savepoints                 crash: the sidecar names those that are left; a sweep removes them
+        // 4. their names, synced        a power cut may keep the sidecar's end and lose a savepoint's, and nobody would know whose it is
+        // 5. sidecar, record
         files::remove(&self.path)?;
         drop(claim);
         if !record.savepoints.is_empty() {
@@ -53,6 +55,9 @@ impl CloneDisk {
         }
         for savepoint in &record.savepoints {
             files::remove(&self.dir().join(&savepoint.file))?;
+        }
+        if !record.savepoints.is_empty() {
+            files::sync_dir(self.dir(), Durability::Durable)?;
         }
         // Held, so that a sweep does not take the last step for that of somebody who died before it.
         let path = self.store.record_path(record.id);

@@ -208,10 +208,13 @@ impl Store {
             sweep.left(&leaf, "the clone's file is gone and its savepoints are there; revert to one of them, or remove the clone");
             return Ok(());
         }
-        // As in `CloneDisk::remove`: the disk must be gone for good before what it stands on goes.
+        // As in `CloneDisk::remove`: the disk must be gone for good before what it stands on goes, and that before what names it.
         files::sync_dir(clone.dir(), Durability::Durable)?;
         for savepoint in &record.savepoints {
             files::remove(&clone.dir().join(&savepoint.file))?;
+        }
+        if !record.savepoints.is_empty() {
+            files::sync_dir(clone.dir(), Durability::Durable)?;
         }
         held.remove()?;
         if stored.is_some_and(|stored| stored.path == leaf) {
