@@ -432,8 +432,35 @@ fn every_act_is_done_or_not_done() {
     assert!(broken.is_empty(), "{}", broken.join("\n\n"));
 }
 
-/// Every sync of every act, left out once: does anybody notice? Those that nobody misses are printed, with what they harden; a sync is
-/// needless, or the checker is blind to what it is for. Part of the deep stage, because it takes minutes.
+/// Syncs that nobody misses when they do nothing: the act (empty: any), what the path ends with (without the unique part of a file that is
+/// being made), and why. A sync that is neither missed nor listed here fails the test.
+const NOT_MISSED: [(&str, &str, &str); 12] = [
+    ("create an image", "/images/.work/.app@1.vhdx", "the engine's own order inside a file without a name; `tests/crash.rs` tries it by the sector"),
+    ("create an image", "/images/.work/app@1.vhdx", "the file was closed, and so synced, just before"),
+    ("create a second generation", "/images/.work/.base@2.vhdx", "as for the first generation"),
+    ("create a second generation", "/images/.work/base@2.vhdx", "as for the first generation"),
+    ("rename an image", "/alice.vhdx", "a locator is changed under the log; `tests/rebase.rs` tries it by the sector"),
+    ("rename an image", "/keep.s.avhdx", "as for the clone"),
+    ("rename an image", ".vhdx.json", "the sidecar's name of the image is a courtesy; identities find it"),
+    ("", "/images/.clones", "a record is written anew from the clone's sidecar"),
+    ("", "/images", "the directory had its name before, or loses it in the next sweep"),
+    ("", "", "a later sync of the same directory comes before anything that depends on it, in the acts that are tried"),
+    ("reset", "/.alice.vhdx.json", "no state was found that needs it; a sidecar is synced before it gets its name in every act, as one rule"),
+    ("drop a savepoint", "/.alice.vhdx.json", "as for a reset"),
+];
+
+/// A path without the unique part of a file that is being made.
+fn settled(path: &str) -> &str {
+    path.strip_suffix(".tmp").and_then(|made| made.rsplit_once('.')).map_or(path, |(name, _)| name)
+}
+
+fn may_be_needless(act: &str, path: &str) -> bool {
+    let path = settled(path);
+    NOT_MISSED.iter().any(|(of, end, _)| (of.is_empty() || *of == act) && if end.is_empty() { path.is_empty() } else { path.ends_with(end) })
+}
+
+/// Every sync of every act, left out once: does anybody notice? Those that nobody misses are printed, with what they harden, and must be
+/// explained in [`NOT_MISSED`]. Part of the deep stage, because it takes minutes.
 #[test]
 fn every_sync_is_missed_when_it_does_nothing() {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
@@ -455,13 +482,17 @@ fn every_sync_is_missed_when_it_does_nothing() {
             (syncs, states) = (syncs + 1, states + tried);
             let line = violation.as_ref().and_then(|text| text.lines().next()).unwrap_or("NOT NOTICED");
             println!("{act}: sync {number} of {path:?}: {}", line.chars().take(140).collect::<String>());
-            silent.extend(violation.is_none().then(|| format!("{act}: sync {number} of {path}")));
+            if violation.is_none() {
+                silent.push((act, path.clone(), format!("{act}: sync {number} of {path}")));
+            }
         }
     }
     loud(&format!(
-        "store sensitivity: {} of {syncs} syncs missed when they do nothing, {states} states, {:.0} s; not missed: {silent:?}",
+        "store sensitivity: {} of {syncs} syncs missed when they do nothing, {states} states, {:.0} s",
         syncs - silent.len(),
         began.elapsed().as_secs_f64()
     ));
-    assert!(silent.len() * 2 < syncs, "most syncs are needless, or the checker is blind");
+    let unexplained: Vec<&String> = silent.iter().filter(|(act, path, _)| !may_be_needless(act, path)).map(|(_, _, line)| line).collect();
+    assert!(unexplained.is_empty(), "needless, or the checker is blind: {unexplained:?}");
+    assert!(syncs - silent.len() > 30, "only {} of {syncs} are missed", syncs - silent.len());
 }
