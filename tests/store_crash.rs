@@ -435,7 +435,11 @@ fn every_act_is_done_or_not_done() {
 /// Syncs that nobody misses when they do nothing: the act (empty: any), what the path ends with (without the unique part of a file that is
 /// being made), and why. A sync that is neither missed nor listed here fails the test.
 const NOT_MISSED: [(&str, &str, &str); 12] = [
-    ("create an image", "/images/.work/.app@1.vhdx", "the engine's own order inside a file without a name; `tests/crash.rs` tries it by the sector"),
+    (
+        "create an image",
+        "/images/.work/.app@1.vhdx",
+        "the engine's own order inside a file without a name; `tests/crash.rs` tries it by the sector",
+    ),
     ("create an image", "/images/.work/app@1.vhdx", "the file was closed, and so synced, just before"),
     ("create a second generation", "/images/.work/.base@2.vhdx", "as for the first generation"),
     ("create a second generation", "/images/.work/base@2.vhdx", "as for the first generation"),
@@ -445,7 +449,11 @@ const NOT_MISSED: [(&str, &str, &str); 12] = [
     ("", "/images/.clones", "a record is written anew from the clone's sidecar"),
     ("", "/images", "the directory had its name before, or loses it in the next sweep"),
     ("", "", "a later sync of the same directory comes before anything that depends on it, in the acts that are tried"),
-    ("reset", "/.alice.vhdx.json", "no state was found that needs it; a sidecar is synced before it gets its name in every act, as one rule"),
+    (
+        "reset",
+        "/.alice.vhdx.json",
+        "no state was found that needs it; a sidecar is synced before it gets its name in every act, as one rule",
+    ),
     ("drop a savepoint", "/.alice.vhdx.json", "as for a reset"),
 ];
 
@@ -456,7 +464,9 @@ fn settled(path: &str) -> &str {
 
 fn may_be_needless(act: &str, path: &str) -> bool {
     let path = settled(path);
-    NOT_MISSED.iter().any(|(of, end, _)| (of.is_empty() || *of == act) && if end.is_empty() { path.is_empty() } else { path.ends_with(end) })
+    NOT_MISSED
+        .iter()
+        .any(|(of, end, _)| (of.is_empty() || *of == act) && if end.is_empty() { path.is_empty() } else { path.ends_with(end) })
 }
 
 /// Every sync of every act, left out once: does anybody notice? Those that nobody misses are printed, with what they harden, and must be

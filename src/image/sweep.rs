@@ -145,10 +145,13 @@ impl Store {
                 continue;
             }
             sweep_temporaries(&dir, sweep, |made_as| is_clones(&dir, made_as))?;
-            for (file, path) in entries(&dir)? {
-                if file.to_ascii_lowercase().ends_with(".vhdx.json") {
-                    self.sweep_sidecar(&path, sweep)?;
-                }
+            let is_sidecar = |file: &str| file.to_ascii_lowercase().ends_with(".vhdx.json");
+            let mut sidecars: Vec<PathBuf> =
+                entries(&dir)?.into_iter().filter(|(file, _)| is_sidecar(file)).map(|(_, path)| path).collect();
+            // Of the two that an unfinished renaming leaves, the one with a disk first: the store knows the clone's path before the other is judged.
+            sidecars.sort_by_key(|sidecar| !sidecar.with_extension("").exists());
+            for sidecar in sidecars {
+                self.sweep_sidecar(&sidecar, sweep)?;
             }
         }
         for record in records {
@@ -201,6 +204,15 @@ impl Store {
             }
             clone.note(&mut held, &mut record, Durability::Durable)?;
             sweep.did(&leaf, "the store's record of the clone was brought up to date");
+            return Ok(());
+        }
+        if let Some(stored) = &stored
+            && stored.path != leaf
+            && files::exists(&stored.path)?
+            && files::read_if_there::<Record>(&sidecar_of(&stored.path)).is_ok_and(|other| other.is_some_and(|other| other.id == record.id))
+        {
+            held.remove()?;
+            sweep.did(sidecar, "a renaming of the clone was not finished; the other name's sidecar was removed");
             return Ok(());
         }
         let has_files = record.savepoints.iter().any(|savepoint| clone.dir().join(&savepoint.file).exists());
