@@ -182,6 +182,39 @@ fn failures_have_their_codes_and_one_sentence() {
     place.ok("clone reset a");
 }
 
+/// Also for root, whom the permissions of the file do not stop.
+#[test]
+fn no_verb_changes_an_image() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    place.write("a.vhdx", b"the clone");
+    let image = place.home.join("images/app/1.vhdx");
+    let (before, clone) = (std::fs::read(&image).unwrap(), std::fs::read(place.home.join("a.vhdx")).unwrap());
+    for args in [
+        "write images/app/1.vhdx --offset 0",
+        "trim images/app/1.vhdx --offset 0 --length 1M",
+        "compact images/app/1.vhdx",
+        "resize images/app/1.vhdx --size 64M",
+        "check images/app/1.vhdx --repair",
+        "flatten images/app/1.vhdx",
+        "hydrate images/app/1.vhdx",
+        "rebase images/app/1.vhdx --onto a.vhdx",
+        "relink images/app/1.vhdx --parent a.vhdx",
+        "serve images/app/1.vhdx --nbd unix:s",
+        "merge a.vhdx --parents images",
+        "merge a.vhdx --parents images --force --delete",
+        "merge a.vhdx --parents images --into images/app/1.vhdx",
+    ] {
+        let message = place.fails(4, args);
+        assert!(message.contains("app@1") && message.contains("1 clones"), "{args}: {message}");
+    }
+    assert_eq!((std::fs::read(&image).unwrap(), std::fs::read(place.home.join("a.vhdx")).unwrap()), (before, clone));
+    place.ok("check images/app/1.vhdx");
+    place.ok("merge a.vhdx --parents images --to merged.vhdx");
+    place.ok("flatten a.vhdx --parents images");
+}
+
 #[test]
 fn a_moved_store_is_repaired_and_a_sweep_says_what_it_did() {
     let place = Place::new();
