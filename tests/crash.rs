@@ -2,7 +2,7 @@
 //!
 //! The simulator (`storage::sim`) builds the images; `support/crash` runs the scripts and holds the images against a ledger of what
 //! each piece may hold. Three knobs, all in the environment: `DIFFDISK_CRASH_STATES` is the number of distinct states below which
-//! the run fails (CI says 300,000), `DIFFDISK_CRASH_SECONDS` the time box, `DIFFDISK_CRASH_SEED` the seed. Without any of them the
+//! the run fails (CI says 150,000), `DIFFDISK_CRASH_SECONDS` the time box, `DIFFDISK_CRASH_SEED` the seed. Without any of them the
 //! campaign is one round: a share of the crashes of every script, the same ones every time.
 
 #[path = "support/crash/mod.rs"]

@@ -14,13 +14,17 @@ pub trait ByteStream: Send + Sync {
     /// Whatever the stream reports; `TimedOut` or `WouldBlock` when the time limit has passed.
     fn recv(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
 
-    /// Receives what is there already, without waiting for it; `None` when nothing is, or when the stream cannot tell.
+    /// Receives what is there already, without waiting for it; `None` when nothing is. A stream that cannot tell waits, as by default.
     ///
     /// # Errors
     /// Whatever the stream reports.
     fn try_recv(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
-        let _ = bufs;
-        Ok(None)
+        loop {
+            match self.recv(bufs) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other.map(Some),
+            }
+        }
     }
 
     /// Sends a non-empty prefix of the buffers.
