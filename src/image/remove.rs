@@ -53,12 +53,7 @@ impl CloneDisk {
         if !record.savepoints.is_empty() {
             files::sync_dir(self.dir(), Durability::Durable)?;
         }
-        for savepoint in &record.savepoints {
-            files::remove(&self.dir().join(&savepoint.file))?;
-        }
-        if !record.savepoints.is_empty() {
-            files::sync_dir(self.dir(), Durability::Durable)?;
-        }
+        self.remove_savepoints(&record)?;
         // Held, so that a sweep does not take the last step for that of somebody who died before it.
         let path = self.store.record_path(record.id);
         let recorded = Held::take(&path);
@@ -69,6 +64,17 @@ impl CloneDisk {
         files::remove(&path)?;
         drop(recorded);
         Ok(())
+    }
+
+    /// Removes the savepoints' files for good, which must be before what names them goes. The clone's disk is gone already, and that lasts.
+    pub(super) fn remove_savepoints(&self, record: &Record) -> Result<(), StoreError> {
+        if record.savepoints.is_empty() {
+            return Ok(());
+        }
+        for savepoint in &record.savepoints {
+            files::remove(&self.dir().join(&savepoint.file))?;
+        }
+        files::sync_dir(self.dir(), Durability::Durable)
     }
 }
 

@@ -222,12 +222,7 @@ impl Store {
         }
         // As in `CloneDisk::remove`: the disk must be gone for good before what it stands on goes, and that before what names it.
         files::sync_dir(clone.dir(), Durability::Durable)?;
-        for savepoint in &record.savepoints {
-            files::remove(&clone.dir().join(&savepoint.file))?;
-        }
-        if !record.savepoints.is_empty() {
-            files::sync_dir(clone.dir(), Durability::Durable)?;
-        }
+        clone.remove_savepoints(&record)?;
         held.remove()?;
         if stored.is_some_and(|stored| stored.path == leaf) {
             files::remove(&self.record_path(record.id))?;

@@ -19,12 +19,7 @@ pub trait ByteStream: Send + Sync {
     /// # Errors
     /// Whatever the stream reports.
     fn try_recv(&self, bufs: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
-        loop {
-            match self.recv(bufs) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => return other.map(Some),
-            }
-        }
+        uninterrupted(|| self.recv(bufs)).map(Some)
     }
 
     /// Sends a non-empty prefix of the buffers.
@@ -100,19 +95,18 @@ socket_stream!(std::os::unix::net::UnixStream);
 pub(super) fn send_all(stream: &dyn ByteStream, mut bufs: &mut [IoSlice<'_>]) -> io::Result<()> {
     IoSlice::advance_slices(&mut bufs, 0);
     while !bufs.is_empty() {
-        match stream.send(bufs) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => IoSlice::advance_slices(&mut bufs, n),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+        match uninterrupted(|| stream.send(bufs))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            n => IoSlice::advance_slices(&mut bufs, n),
         }
     }
     Ok(())
 }
 
-fn recv(stream: &dyn ByteStream, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+/// Makes a call again that a signal has ended.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
-        match stream.recv(bufs) {
+        match call() {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             other => return other,
         }
@@ -135,7 +129,7 @@ impl Eagerness {
                 std::thread::yield_now();
             }
         }
-        let n = recv(stream, bufs)?;
+        let n = uninterrupted(|| stream.recv(bufs))?;
         // Waking up is part of it: a sleeper that would have been served in time sees it take twice as long.
         self.0 = if started.elapsed() < 2 * IMPATIENCE { (self.0 + 1).min(MOST_EAGER) } else { 0 };
         Ok(n)
