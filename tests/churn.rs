@@ -11,6 +11,7 @@
 #[path = "support/loud.rs"]
 mod loud;
 
+use diffdisk::storage::sim::Rng;
 use diffdisk::storage::{MemoryStorage, Storage, StorageId, SyncSite};
 use diffdisk::{CreateOptions, Disk, ErrorKind, OpenOptions};
 use loud::loud;
@@ -69,17 +70,6 @@ impl Storage for Nearly {
     }
     fn id(&self) -> StorageId {
         self.inner.id()
-    }
-}
-
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % n
     }
 }
 
@@ -181,7 +171,7 @@ fn space_that_goes_from_block_to_block_shows_nobody_elses_bytes() {
     let number = |name: &str, or: u64| std::env::var(name).map_or(or, |text| text.parse().expect("a number"));
     let (seconds, seed) = (number("DIFFDISK_CHURN_SECONDS", 8), number("DIFFDISK_SEED", 0x5EED));
     let until = Instant::now() + Duration::from_secs(seconds);
-    let mut rng = Rng(seed.wrapping_mul(2) | 1);
+    let mut rng = Rng::new(seed);
     let mut world = World::new();
     let (mut operations, mut trims, mut full, mut reopened, mut checks) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
     while Instant::now() < until {

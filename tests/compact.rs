@@ -5,14 +5,15 @@
 //!
 //! Random histories, threads, and other programs' opinion of the result are elsewhere (`tests/model.rs`, `tests/threads.rs`, `.ci/e2e/compact.sh`).
 
+#[path = "support/crashes.rs"]
+mod crashes;
 #[path = "support/loud.rs"]
 mod loud;
 
-use diffdisk::storage::sim::{CallKind, CrashOptions, CrashWalk, Fault, FaultStorage, Repeat, Share, SimWorld};
+use diffdisk::storage::sim::{CallKind, Fault, FaultStorage, Repeat, SimWorld};
 use diffdisk::storage::{MemoryStorage, Storage};
 use diffdisk::{Cancel, CompactOptions, CompactReport, CreateOptions, Disk, NoProgress, OpenOptions, ToolError};
 use loud::loud;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -98,44 +99,26 @@ fn every_crash_of_a_compaction_leaves_what_the_disk_shows() {
         let report = compact(&disk).unwrap();
         assert!(report.moved_blocks > 0 && report.file_after < before, "{report:?}");
         disk.close().unwrap();
-        let trace = world.trace();
-        let mut options = CrashOptions { harsh: true, ..CrashOptions::default() };
-        options.limits.share = Share { of, nth: 0 };
-        let mut walk = CrashWalk::new(&trace, options);
-        let (mut states, mut refused, mut shorter) = (HashSet::new(), 0, 0);
-        loop {
-            walk.for_each_choice(&mut |_, image| {
-                if !states.insert(image.hash()) {
-                    return true;
-                }
-                let again: Arc<dyn Storage> = image.boot(false).open("leaf").unwrap();
-                let disk = match Disk::open_on(again.clone(), parents.clone(), &OpenOptions::new()) {
-                    Ok(disk) => disk,
-                    // A header that cannot be read at all, beside one that names no log, is reported and not passed over.
-                    Err(diffdisk::OpenError::Storage(_)) => {
-                        refused += 1;
-                        return true;
-                    }
-                    Err(e) => panic!("{e}"),
-                };
-                let report = disk.check().unwrap();
-                assert!(report.is_sound(), "{:?}", report.errors);
-                shows(&disk, &shown, "after a crash");
-                drop(disk);
-                shorter += usize::from(again.len().unwrap() < before);
-                let disk = open(&again, &parents, true);
-                compact(&disk).unwrap();
-                shows(&disk, &shown, "compacted again");
-                disk.close().unwrap();
-                assert!(open(&again, &parents, false).check().unwrap().is_sound());
-                true
-            });
-            if walk.step().is_none() {
-                break;
-            }
-        }
-        all += states.len();
-        assert!(shorter > 0 && refused < states.len() / 3, "{is_child}: {shorter} shorter, {refused} refused of {}", states.len());
+        let mut shorter = 0;
+        let crashed = crashes::after_each(&world.trace(), of, &parents, &mut |again, disk| {
+            let report = disk.check().unwrap();
+            assert!(report.is_sound(), "{:?}", report.errors);
+            shows(&disk, &shown, "after a crash");
+            drop(disk);
+            shorter += usize::from(again.len().unwrap() < before);
+            let disk = open(&again, &parents, true);
+            compact(&disk).unwrap();
+            shows(&disk, &shown, "compacted again");
+            disk.close().unwrap();
+            assert!(open(&again, &parents, false).check().unwrap().is_sound());
+        });
+        all += crashed.states;
+        assert!(
+            shorter > 0 && crashed.refused < crashed.states / 3,
+            "{is_child}: {shorter} shorter, {} refused of {}",
+            crashed.refused,
+            crashed.states
+        );
     }
     loud(&format!("compact: {all} crash states, 0 violations"));
     assert!(all > 100, "only {all} states");
