@@ -149,7 +149,8 @@ impl Store {
             let mut sidecars: Vec<PathBuf> =
                 entries(&dir)?.into_iter().filter(|(file, _)| is_sidecar(file)).map(|(_, path)| path).collect();
             // Of the two that an unfinished renaming leaves, the one with a disk first: the store knows the clone's path before the other is judged.
-            sidecars.sort_by_key(|sidecar| !sidecar.with_extension("").exists());
+            // Each is looked at once: clones come and go meanwhile, and an order that changes while it is sorted by is none.
+            sidecars.sort_by_cached_key(|sidecar| !sidecar.with_extension("").exists());
             for sidecar in sidecars {
                 self.sweep_sidecar(&sidecar, sweep)?;
             }
