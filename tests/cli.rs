@@ -341,6 +341,67 @@ fn check_reports_what_is_broken() {
 }
 
 #[test]
+fn repair_says_what_it_did_and_what_it_left() {
+    let place = Place::new();
+    place.chain();
+    let base = std::fs::read(place.path("base.vhdx")).expect("a file");
+    let bytes = |name: &str| std::fs::read(place.path(name)).expect("a file");
+    let run = |args: &str| {
+        let output = place.run(args);
+        assert!(output.stderr.is_empty(), "{args} said {}", text(&output.stderr));
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON value");
+        (output.status.code(), answer)
+    };
+
+    // Nothing to do, and nothing is touched.
+    let sound = place.json("check base.vhdx --repair");
+    assert_eq!(sound["repair"], json!({ "steps": [], "repaired": [], "needs": [] }));
+    assert!(bytes("base.vhdx") == base);
+    assert!(place.ok("check base.vhdx --repair").starts_with("nothing was changed\n"));
+
+    // One copy of the region table is spoiled; the other one has what it said.
+    let mut spoiled = base.clone();
+    spoiled[(192 << 10) + 16] ^= 0xff;
+    std::fs::write(place.path("table.vhdx"), &spoiled).expect("a file");
+    let before = place.json("check table.vhdx");
+    let finding = &before["warnings"][0];
+    assert_eq!((&finding["structure"], &finding["repair"]), (&json!("region_table"), &json!("yes")));
+    assert!(bytes("table.vhdx") == spoiled, "looking changes nothing");
+    assert!(place.ok("check table.vhdx").contains("(--repair)"));
+    let mended = place.json("check table.vhdx --repair");
+    assert_eq!(keys(&mended), ["errors", "file", "notes", "repair", "warnings"]);
+    assert_eq!(keys(&mended["repair"]), ["needs", "repaired", "steps"]);
+    assert_eq!((&mended["errors"], &mended["warnings"]), (&json!([]), &json!([])), "what is left");
+    assert_eq!(mended["repair"]["steps"][0]["step"], "region_table");
+    assert_eq!(keys(&mended["repair"]["steps"][0]), ["message", "step"]);
+    assert_eq!(mended["repair"]["repaired"][0], *finding);
+    // Whoever changes a file writes its headers and its log, which is the second MiB; everything else is what it was.
+    let now = bytes("table.vhdx");
+    assert!(now[192 << 10..1 << 20] == base[192 << 10..1 << 20], "the copy is again what it was");
+    assert!(now[2 << 20..] == base[2 << 20..], "nothing else has changed");
+    std::fs::write(place.path("table.vhdx"), &spoiled).expect("a file");
+    let said = place.ok("check table.vhdx --repair");
+    assert!(said.contains("repaired: region table of layer 0") && said.contains("did: "), "{said}");
+
+    // Both copies: nothing to put them right from. The answer is an answer, and the file stays what it is.
+    spoiled[(256 << 10) + 16] ^= 0xff;
+    std::fs::write(place.path("lost.vhdx"), &spoiled).expect("a file");
+    let (code, left) = run("check lost.vhdx --repair --json");
+    assert_eq!((code, &left["repair"]["steps"]), (Some(6), &json!([])));
+    assert!(left["errors"].as_array().expect("a list").iter().any(|finding| finding["repair"] == "no"), "{left}");
+    assert!(bytes("lost.vhdx") == spoiled);
+
+    // Consent is for repairs, and there must be a file.
+    place.fails(2, "check base.vhdx --accept-empty-log");
+    place.fails(3, "check nowhere.vhdx --repair");
+
+    // Neither is a file repaired that somebody writes.
+    let open = Disk::open(place.path("base.vhdx"), &OpenOptions::new().writable(true)).expect("opens");
+    place.fails(5, "check base.vhdx --repair");
+    open.close().expect("closes");
+}
+
+#[test]
 fn parents_follow_the_policy() {
     let place = Place::new();
     place.chain();

@@ -5,17 +5,22 @@
 //! and probes, be content for `check()`, and be the same file afterwards; opened for writing and closed it must still have them. A
 //! case to be refused must fail at opening or at reading. A case to be reported must get an error from `check()`.
 
+#[path = "support/cases.rs"]
+mod cases;
 #[path = "support/digest.rs"]
 mod digest;
 #[path = "support/loud.rs"]
 mod loud;
+#[path = "support/unpack.rs"]
+mod unpack;
 
+use cases::find;
 use diffdisk::{Disk, ErrorKind, OpenOptions, ParentPolicy};
 use loud::loud;
 use serde_json::Value;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use unpack::unpack;
 
 /// Files up to this size are held against their sha256 in the corpus; larger ones only against themselves before and after.
 const HASHED: u64 = 64 << 20;
@@ -35,48 +40,6 @@ impl Case {
 
     fn chain(&self) -> Vec<&str> {
         self.json["chain"].as_array().expect("a chain").iter().map(|f| f.as_str().expect("a name")).collect()
-    }
-}
-
-fn find(dir: &Path, found: &mut Vec<PathBuf>) {
-    let mut entries: Vec<_> = std::fs::read_dir(dir).expect("the corpus can be read").map(|e| e.expect("an entry").path()).collect();
-    entries.sort();
-    for path in entries {
-        if path.is_dir() {
-            find(&path, found);
-        } else if path.extension().is_some_and(|e| e == "json") {
-            found.push(path);
-        }
-    }
-}
-
-/// Unpacks one file; pieces that are all zeros become holes. Returns where the others are.
-fn unpack(from: &Path, to: &Path) -> Result<Vec<u64>, String> {
-    let context = |e: std::io::Error| format!("{}: {e}", from.display());
-    std::fs::create_dir_all(to.parent().expect("a directory")).map_err(context)?;
-    let packed = BufReader::new(File::open(from).map_err(context)?);
-    let mut reader = lzma_rust2::XzReader::new(packed, true);
-    let mut out = File::create(to).map_err(context)?;
-    let mut buf = vec![0; 64 << 10];
-    let (mut len, mut data) = (0_u64, Vec::new());
-    loop {
-        let mut n = 0;
-        while n < buf.len() {
-            match reader.read(&mut buf[n..]).map_err(context)? {
-                0 => break,
-                more => n += more,
-            }
-        }
-        if n == 0 {
-            out.set_len(len).and_then(|()| out.sync_data()).map_err(context)?;
-            return Ok(data);
-        }
-        if buf[..n].iter().any(|&b| b != 0) {
-            out.seek(SeekFrom::Start(len)).map_err(context)?;
-            out.write_all(&buf[..n]).map_err(context)?;
-            data.push(len);
-        }
-        len += n as u64;
     }
 }
 
@@ -110,6 +73,7 @@ fn judge(case: &Case, counters: &mut Counters) -> Result<(), String> {
     for (name, facts) in case.json["files"].as_object().expect("files") {
         let path = home.join(name);
         let data = unpack(&case.home.join(format!("{name}.xz")), &path)?;
+        File::open(&path).and_then(|file| file.sync_data()).map_err(|e| e.to_string())?;
         counters.files += 1;
         let print = digest::print(&path, &data).map_err(|e| e.to_string())?;
         if Some(print.len) != facts["size"].as_u64() {

@@ -2,7 +2,7 @@
 //!
 //! The simulator (`storage::sim`) builds the images; `support/crash` runs the scripts and holds the images against a ledger of what
 //! each piece may hold. Three knobs, all in the environment: `DIFFDISK_CRASH_STATES` is the number of distinct states below which
-//! the run fails (CI says 300,000), `DIFFDISK_CRASH_SECONDS` the time box, `DIFFDISK_CRASH_SEED` the seed. Without any of them the
+//! the run fails (CI says 150,000), `DIFFDISK_CRASH_SECONDS` the time box, `DIFFDISK_CRASH_SEED` the seed. Without any of them the
 //! campaign is one round: a share of the crashes of every script, the same ones every time.
 
 #[path = "support/crash/mod.rs"]
@@ -57,6 +57,51 @@ fn every_crash_leaves_old_or_new() {
     assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n\n"));
     assert!(tally.states >= wanted, "only {} distinct states, {wanted} were wanted", tally.states);
     assert!(outcome.attempts >= round, "the box ended before every script had a share");
+}
+
+/// The deep stage: all words of length 3. `DIFFDISK_CRASH_LENGTH=3` turns it on; `DIFFDISK_CRASH_PART=k/n` runs one of n equal parts
+/// (counted from 1), `DIFFDISK_CRASH_ROUNDS` says how many of the 256 shares of each word's crashes are tried (1),
+/// `DIFFDISK_CRASH_THREADS` on how many threads (1), and `DIFFDISK_CRASH_SECONDS` when to stop early. What was done is printed as it
+/// goes, so that a run that is stopped has a result too.
+#[test]
+fn every_crash_of_three_acts_leaves_old_or_new() {
+    if knob("DIFFDISK_CRASH_LENGTH") != Some(3) {
+        println!("crash, length 3: skipped: DIFFDISK_CRASH_LENGTH is not 3");
+        return;
+    }
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let text = std::env::var("DIFFDISK_CRASH_PART").unwrap_or("1/1".into());
+    let part = text.split_once('/').and_then(|(k, n)| Some((k.parse::<usize>().ok()?, n.parse::<usize>().ok()?)));
+    let (k, n) = part.filter(|&(k, n)| (1..=n).contains(&k)).unwrap_or_else(|| panic!("DIFFDISK_CRASH_PART={text} is not like 2/8"));
+    let rounds = knob("DIFFDISK_CRASH_ROUNDS").unwrap_or(1) as usize;
+    let threads = knob("DIFFDISK_CRASH_THREADS").unwrap_or(1);
+    let campaign = Campaign::length_three(knob("DIFFDISK_CRASH_SEED").unwrap_or(7), k - 1, n, threads);
+    let (began, seconds) = (Instant::now(), knob("DIFFDISK_CRASH_SECONDS").map(Duration::from_secs));
+    let (told, wanted) = (Mutex::new(Instant::now()), campaign.round() * rounds);
+    let line = |attempts: usize, states: u64| {
+        let seconds = began.elapsed().as_secs_f64();
+        format!(
+            "crash, length 3, part {k}/{n}, seed {}: {attempts} of {wanted} attempts, {states} distinct states, {seconds:.0} s",
+            campaign.seed
+        )
+    };
+    let outcome = campaign.run(&|attempt, states| {
+        let mut told = told.lock().unwrap();
+        if told.elapsed() > Duration::from_secs(60) {
+            *told = Instant::now();
+            println!("{}", line(attempt, states));
+        }
+        attempt < wanted && seconds.is_none_or(|time| began.elapsed() < time)
+    });
+    println!(
+        "{}, {} violations ({} of a second crash, {} unreadable pieces reported)",
+        line(outcome.attempts, outcome.tally.states),
+        outcome.violations.len(),
+        outcome.tally.second,
+        outcome.tally.refused
+    );
+    assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n\n"));
+    assert!(outcome.attempts > 0 && outcome.tally.states as usize >= outcome.attempts.min(100), "a stage that tried nothing");
 }
 
 /// The scripts of payload in the log, tried harder than a round of the campaign does: an eighth of all crashes of each.

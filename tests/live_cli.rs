@@ -3,62 +3,24 @@
 
 #[path = "support/loud.rs"]
 mod loud;
+#[path = "support/place.rs"]
+mod place;
 
 use loud::loud;
+use place::Place;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-
-struct Place {
-    _dir: tempfile::TempDir,
-    home: PathBuf,
-}
+use std::process::{Child, Command, Stdio};
 
 impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let home = dir.path().canonicalize().unwrap();
-        let mut raw = vec![0; 5 << 20];
-        raw[..9].copy_from_slice(b"the image");
-        std::fs::write(home.join("db.img"), raw).unwrap();
-        let place = Self { _dir: dir, home };
+    /// With an image, and a clone `a` of it.
+    fn with_clone() -> Self {
+        let place = Self::new();
         place.json("image create app db.img");
         place.json("clone create app a --no-sync");
         place
-    }
-
-    fn command(&self, args: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_diffdisk"));
-        command.current_dir(&self.home).args(args.split_whitespace()).stdin(Stdio::null());
-        command.env("DIFFDISK_STORE", "images").env("USER", "tess");
-        command
-    }
-
-    fn run(&self, args: &str) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn json(&self, args: &str) -> Value {
-        let output = self.run(&format!("{args} --json"));
-        assert!(output.status.success(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    fn fails(&self, code: i32, args: &str) -> String {
-        let output = self.run(args);
-        let message = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{args}: {message}");
-        assert_eq!(message.lines().count(), 1, "one sentence: {message}");
-        message
-    }
-
-    fn write(&self, at: u64, content: &[u8]) {
-        let mut child = self.command(&format!("write a.vhdx --offset {at} --parents images")).stdin(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(content).unwrap();
-        assert!(child.wait().unwrap().success());
     }
 
     fn read(&self, at: u64) -> String {
@@ -91,8 +53,8 @@ impl Place {
 
 #[test]
 fn a_clone_that_is_served_is_saved_by_another_process() {
-    let place = Place::new();
-    place.write(0, b"my clone!");
+    let place = Place::with_clone();
+    place.write("a.vhdx", 0, b"my clone!");
     let (server, said) = place.serve("");
     assert_eq!(said["can_be_saved"], true);
     let control = place.home.join("a.vhdx.control");
@@ -131,7 +93,7 @@ fn a_clone_that_is_served_is_saved_by_another_process() {
 
 #[test]
 fn a_dead_server_s_socket_is_replaced_and_readers_are_not_asked() {
-    let place = Place::new();
+    let place = Place::with_clone();
     let (mut server, _) = place.serve("");
     server.kill().unwrap();
     server.wait().unwrap();
@@ -155,9 +117,9 @@ fn a_dead_server_s_socket_is_replaced_and_readers_are_not_asked() {
 
 #[test]
 fn a_clone_becomes_a_generation_and_others_move_onto_it() {
-    let place = Place::new();
+    let place = Place::with_clone();
     place.json("clone create app b --no-sync");
-    place.write(1 << 20, b"by alice!");
+    place.write("a.vhdx", 1 << 20, b"by alice!");
     assert_eq!(place.json("image refresh app a --from clone")["reference"], "app@2");
     assert_eq!(place.json("image verify app")["reference"], "app@2");
     // The same change on both sides is no conflict, so the clone it came from moves as well.
@@ -171,7 +133,7 @@ fn a_clone_becomes_a_generation_and_others_move_onto_it() {
     assert!(place.fails(5, "image remove app@2").contains("a.vhdx"));
 
     // Where changes meet nothing happens.
-    place.write(2 << 20, b"mine mine");
+    place.write("a.vhdx", 2 << 20, b"mine mine");
     std::fs::write(place.home.join("db.img"), vec![7; 5 << 20]).unwrap();
     assert_eq!(place.json("image refresh app db.img")["reference"], "app@3");
     let output = place.run("clone rebase a --json");

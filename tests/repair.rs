@@ -9,6 +9,8 @@
 mod alloc;
 #[path = "hostile/blocks.rs"]
 mod blocks;
+#[path = "support/cases.rs"]
+mod cases;
 #[path = "repair/content.rs"]
 mod content;
 #[path = "repair/corpus.rs"]

@@ -1,13 +1,14 @@
 //! Another virtual size: what a disk shows, beside an array of bytes; where its table goes; what crashes and failures leave.
 
+#[path = "support/crashes.rs"]
+mod crashes;
 #[path = "support/loud.rs"]
 mod loud;
 
-use diffdisk::storage::sim::{CallKind, CrashOptions, CrashWalk, Fault, FaultStorage, Repeat, Rng, Share, SimWorld};
+use diffdisk::storage::sim::{CallKind, Fault, FaultStorage, Repeat, Rng, SimWorld};
 use diffdisk::storage::{MemoryStorage, Storage};
 use diffdisk::{Cancel, CompactOptions, CreateOptions, Disk, ErrorKind, NoProgress, OpenOptions, ResizeOptions, Resized, ToolError};
 use loud::loud;
-use std::collections::HashSet;
 use std::sync::Arc;
 
 const MIB: u64 = 1 << 20;
@@ -241,47 +242,25 @@ fn every_crash_leaves_the_old_size_or_the_new_one() {
     for (is_child, from, to, of) in cases {
         let (world, leaf, parents) = prepared(is_child, from);
         resize(&leaf, &parents, to).unwrap();
-        let trace = world.trace();
-        let mut options = CrashOptions { harsh: true, ..CrashOptions::default() };
-        options.limits.share = Share { of, nth: 0 };
-        let mut walk = CrashWalk::new(&trace, options);
-        let (mut states, mut seen, mut refused) = (HashSet::new(), [0, 0], 0);
-        loop {
-            walk.for_each_choice(&mut |_, image| {
-                if !states.insert(image.hash()) {
-                    return true;
-                }
-                let again: Arc<dyn Storage> = image.boot(false).open("leaf").unwrap();
-                let disk = match Disk::open_on(again.clone(), parents.clone(), &OpenOptions::new()) {
-                    Ok(disk) => disk,
-                    // A header that cannot be read at all, beside one that names no log, is reported and not passed over.
-                    Err(diffdisk::OpenError::Storage(_)) => {
-                        refused += 1;
-                        return true;
-                    }
-                    Err(e) => panic!("{e}"),
-                };
-                assert!(disk.size() == from || disk.size() == to, "{:#x}", disk.size());
-                seen[usize::from(disk.size() == to)] += 1;
-                assert!(disk.check().unwrap().is_sound());
-                let mut got = vec![0xEE; 3 * MIB.min(disk.size()) as usize];
-                got.truncate(disk.size().min(3 * MIB) as usize);
-                disk.read_at(&mut got, 0).unwrap();
-                assert_eq!(&got[512..1024], [7; 512]);
-                assert!(got[MIB as usize..].iter().all(|&b| b == 0));
-                drop(disk);
-                resize(&again, &parents, to).unwrap();
-                let disk = open(&again, &parents, false);
-                sound(&disk);
-                assert_eq!(disk.size(), to);
-                true
-            });
-            if walk.step().is_none() {
-                break;
-            }
-        }
-        all += states.len();
-        assert!(seen[0] > 5 && seen[1] > 5 && refused < states.len() / 3, "{is_child} {from} {to}: {seen:?} {refused}");
+        let mut seen = [0, 0];
+        let crashed = crashes::after_each(&world.trace(), of, &parents, &mut |again, disk| {
+            assert!(disk.size() == from || disk.size() == to, "{:#x}", disk.size());
+            seen[usize::from(disk.size() == to)] += 1;
+            assert!(disk.check().unwrap().is_sound());
+            let mut got = vec![0xEE; 3 * MIB.min(disk.size()) as usize];
+            got.truncate(disk.size().min(3 * MIB) as usize);
+            disk.read_at(&mut got, 0).unwrap();
+            assert_eq!(&got[512..1024], [7; 512]);
+            assert!(got[MIB as usize..].iter().all(|&b| b == 0));
+            drop(disk);
+            resize(&again, &parents, to).unwrap();
+            let disk = open(&again, &parents, false);
+            sound(&disk);
+            assert_eq!(disk.size(), to);
+        });
+        all += crashed.states;
+        let refused = crashed.refused;
+        assert!(seen[0] > 5 && seen[1] > 5 && refused < crashed.states / 3, "{is_child} {from} {to}: {seen:?} {refused}");
     }
     loud(&format!("resize: {all} crash states, 0 violations"));
     assert!(all > 200);

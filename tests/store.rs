@@ -471,6 +471,22 @@ fn renamed_images_and_clones_keep_working() {
     assert_eq!(world.store.clones().unwrap().len(), 1);
     let swept = world.store.sweep().unwrap();
     assert!(swept.swept.is_empty() && swept.problems.is_empty(), "{swept:?}");
+    // What a renaming leaves that failed at its last step, or at its second: a sidecar of the other name.
+    for other in ["deep/bob.vhdx.json", "deep/erna.vhdx.json"] {
+        std::fs::copy(world.path("deep/carl.vhdx.json"), world.path(other)).unwrap();
+        let swept = world.store.sweep().unwrap();
+        assert!(swept.swept.len() == 1 && swept.problems.is_empty(), "{swept:?}");
+        assert!(!world.path(other).exists());
+        assert_eq!((first(&carl, 1), carl.savepoints().unwrap().len()), (vec![5], 1));
+    }
+    // And one that died between the disk's new name and the store's record of it: both sidecars, the disk under the new name.
+    std::fs::copy(world.path("deep/carl.vhdx.json"), world.path("deep/alma.vhdx.json")).unwrap();
+    std::fs::rename(world.path("deep/carl.vhdx"), world.path("deep/alma.vhdx")).unwrap();
+    let swept = world.store.sweep().unwrap();
+    assert!(swept.swept.len() == 2 && swept.problems.is_empty(), "{swept:?}");
+    let alma = world.store.find_clone("alma").unwrap();
+    assert_eq!((first(&alma, 1), alma.savepoints().unwrap().len()), (vec![5], 1));
+    let carl = alma;
     carl.remove().unwrap();
     assert_eq!(world.files().iter().filter(|f| f.starts_with("deep")).count(), 1);
 }

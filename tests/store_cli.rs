@@ -1,63 +1,16 @@
 //! `diffdisk image`, `clone` and `relink`, as a script sees them: arguments in, JSON and exit codes out.
 #![cfg(all(unix, feature = "cli"))]
 
+#[path = "support/place.rs"]
+mod place;
+
 use diffdisk::{CreateOptions, Disk};
+use place::Place;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-
-/// A directory in which commands run, with a store and a raw disk.
-struct Place {
-    _dir: tempfile::TempDir,
-    home: PathBuf,
-}
+use std::process::{Command, Stdio};
 
 impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let home = dir.path().canonicalize().unwrap();
-        let mut raw = vec![0; 5 << 20];
-        raw[..9].copy_from_slice(b"the image");
-        std::fs::write(home.join("db.img"), raw).unwrap();
-        Self { _dir: dir, home }
-    }
-
-    fn command(&self, args: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_diffdisk"));
-        command.current_dir(&self.home).args(args.split_whitespace()).stdin(Stdio::null());
-        command.env("DIFFDISK_STORE", "images").env("USER", "tess");
-        command
-    }
-
-    fn run(&self, args: &str) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn ok(&self, args: &str) -> String {
-        let output = self.run(args);
-        assert!(output.status.success() && output.stderr.is_empty(), "{args}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, args: &str) -> Value {
-        serde_json::from_str(&self.ok(&format!("{args} --json"))).unwrap()
-    }
-
-    fn fails(&self, code: i32, args: &str) -> String {
-        let output = self.run(args);
-        let message = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{args}: {message}");
-        assert_eq!(message.lines().count(), 1, "one sentence: {message}");
-        message
-    }
-
-    fn write(&self, file: &str, content: &[u8]) {
-        let mut child = self.command(&format!("write {file} --offset 0 --parents images")).stdin(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(content).unwrap();
-        assert!(child.wait().unwrap().success());
-    }
-
     fn read(&self, file: &str) -> String {
         self.ok(&format!("read {file} --offset 0 --length 9 --parents images"))
     }
@@ -76,12 +29,12 @@ fn from_a_raw_file_to_clones_and_back() {
 
     let clone = place.json("clone create app clones/{user}-{n} --no-sync");
     assert_eq!((&clone["name"], &clone["outcome"], &clone["image"]), (&json!("tess-1"), &json!("created"), &json!("app@1")));
-    place.write("clones/tess-1.vhdx", b"my clone!");
+    place.write("clones/tess-1.vhdx", 0, b"my clone!");
     assert_eq!(place.read("clones/tess-1.vhdx"), "my clone!");
     assert_eq!(place.json("clone create app clones/tess-1 --if-exists reuse")["outcome"], "reused");
 
     place.ok("clone save tess-1 mine");
-    place.write("clones/tess-1.vhdx", b"worse....");
+    place.write("clones/tess-1.vhdx", 0, b"worse....");
     let shown = place.json("clone revert tess-1 mine");
     assert_eq!((&shown["current_savepoint"], shown["parents"].as_array().unwrap().len()), (&json!("mine"), 2));
     assert_eq!(place.read("clones/tess-1.vhdx"), "my clone!");
@@ -182,6 +135,39 @@ fn failures_have_their_codes_and_one_sentence() {
     place.ok("clone reset a");
 }
 
+/// Also for root, whom the permissions of the file do not stop.
+#[test]
+fn no_verb_changes_an_image() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    place.write("a.vhdx", 0, b"the clone");
+    let image = place.home.join("images/app/1.vhdx");
+    let (before, clone) = (std::fs::read(&image).unwrap(), std::fs::read(place.home.join("a.vhdx")).unwrap());
+    for args in [
+        "write images/app/1.vhdx --offset 0",
+        "trim images/app/1.vhdx --offset 0 --length 1M",
+        "compact images/app/1.vhdx",
+        "resize images/app/1.vhdx --size 64M",
+        "check images/app/1.vhdx --repair",
+        "flatten images/app/1.vhdx",
+        "hydrate images/app/1.vhdx",
+        "rebase images/app/1.vhdx --onto a.vhdx",
+        "relink images/app/1.vhdx --parent a.vhdx",
+        "serve images/app/1.vhdx --nbd unix:s",
+        "merge a.vhdx --parents images",
+        "merge a.vhdx --parents images --force --delete",
+        "merge a.vhdx --parents images --into images/app/1.vhdx",
+    ] {
+        let message = place.fails(4, args);
+        assert!(message.contains("app@1") && message.contains("1 clones"), "{args}: {message}");
+    }
+    assert_eq!((std::fs::read(&image).unwrap(), std::fs::read(place.home.join("a.vhdx")).unwrap()), (before, clone));
+    place.ok("check images/app/1.vhdx");
+    place.ok("merge a.vhdx --parents images --to merged.vhdx");
+    place.ok("flatten a.vhdx --parents images");
+}
+
 #[test]
 fn a_moved_store_is_repaired_and_a_sweep_says_what_it_did() {
     let place = Place::new();
@@ -231,7 +217,7 @@ fn a_copy_with_another_identity_is_proven_by_digests() {
     place.ok("image create app db.img");
     place.ok("image create other db.img");
     place.ok("create a.vhdx --parent images/app/1.vhdx");
-    place.write("a.vhdx", b"my");
+    place.write("a.vhdx", 0, b"my");
     // The image came back from a backup of its bytes: same content, other blocks, other identity.
     place.ok("convert images/app/1.vhdx raw.img");
     place.ok("convert raw.img copy.vhdx --block-size 4M");

@@ -173,7 +173,7 @@ impl Disk {
             let before = writer.quarantine.reuses();
             let result = self.read_located(buf, at);
             // Space that changed hands meanwhile may have been ours: what was read could be another block's bytes.
-            if writer.quarantine.reuses() == before {
+            if writer.quarantine.none_since(before) {
                 return result;
             }
         }

@@ -101,7 +101,7 @@ impl Disk {
     /// (kind `AlreadyExists`, unless [`CreateOptions::overwrite`]).
     pub fn create(path: impl AsRef<Path>, options: &CreateOptions) -> Result<Self, CreateError> {
         let path = path.as_ref();
-        create_file(path, &directory_of(path), options, &blueprint(options, None)?)
+        create_file(path, &directory_of(path), options, &blueprint(options, None)?, Parents::None)
     }
 
     /// Creates a differencing disk over `parent` and opens it for writing. The parent may be a differencing disk itself; it is
@@ -116,9 +116,8 @@ impl Disk {
         let dir = directory_of(path);
         let locator = locator(&dir, parent, parent_disk.leaf.header.data_write)?;
         let blueprint = blueprint(options, Some((&parent_disk, locator)))?;
-        let leaf = create_storage(path, &dir, options, &blueprint)?;
-        let line = parent_disk.into_line();
-        Ok(Self::adopt_child(leaf, path.to_owned(), line)?.just_made(options))
+        let line = Parents::Line(parent_disk.into_line());
+        create_file(path, &dir, options, &blueprint, line)
     }
 
     /// Lays a differencing disk over `parent`, which is open read-only, down on the empty storage of a file that is going to be
@@ -214,22 +213,22 @@ fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), Cre
     Ok(())
 }
 
-fn create_file(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Disk, CreateError> {
-    let leaf = create_storage(path, dir, options, blueprint)?;
-    let probe = Layer::open(leaf, Some(path.to_owned()))?;
-    Ok(Disk::assemble(probe, Parents::None, Access::Writable, &OpenOptions::new())?.just_made(options))
-}
-
-/// `dir` is the directory that `path` lies in.
-fn create_storage(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &Blueprint) -> Result<Arc<dyn Storage>, CreateError> {
+/// Creates a file and opens it. `dir` is the directory that `path` lies in. The file is read back before it gets its name: afterwards
+/// nothing can fail any more that would leave a file nobody knows of.
+fn create_file(path: &Path, dir: &Path, options: &CreateOptions, blueprint: &Blueprint, parents: Parents) -> Result<Disk, CreateError> {
     let invalid = || StorageError::new(Operation::Open, 0, std::io::ErrorKind::InvalidInput.into());
     let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(invalid)?;
     let volume = DirVolume::open(dir)?;
     // A file that somebody has open, as a disk or as a parent, is not replaced under them: its lock is held until the new
     // one has the name.
     let _replaced = if options.overwrite && !options.holds_lock { lock_if_there(path)? } else { None };
-    let (leaf, ()) = storage::create_atomically(&volume, name, options.overwrite, options.durable, |file| blueprint.lay_down(&**file))?;
-    Ok(leaf)
+    let fill = |file: &Arc<dyn Storage>| -> Result<Disk, CreateError> {
+        blueprint.lay_down(&**file)?;
+        let probe = Layer::open(Arc::clone(file), Some(path.to_owned()))?;
+        Ok(Disk::assemble(probe, parents, Access::Writable, &OpenOptions::new())?)
+    };
+    let (_, disk) = storage::create_atomically(&volume, name, options.overwrite, options.durable, fill)?;
+    Ok(disk.just_made(options))
 }
 
 /// The exclusive lock of a file that is going to be replaced; `None` when there is none.

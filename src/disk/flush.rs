@@ -368,3 +368,6 @@ impl Writer {
         Ok(())
     }
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests;

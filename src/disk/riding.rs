@@ -69,7 +69,7 @@ fn pages(at: u64, len: usize) -> impl Iterator<Item = u64> {
 
 impl Riders {
     pub(crate) fn new() -> Self {
-        Self { closed: AtomicBool::new(false), filter: [const { AtomicU64::new(0) }; FILTER], state: Mutex::default() }
+        Self { closed: AtomicBool::new(false), filter: std::array::from_fn(|_| AtomicU64::new(0)), state: Mutex::default() }
     }
 
     /// Whether some page of a range may be waiting or live. Asked before a write, without a lock.

@@ -42,12 +42,12 @@ use crate::mapping::dirty::{DirtyList, PageKey};
 use crate::mapping::quarantine::Quarantine;
 use crate::mapping::space::{Allotment, Claim, MAX_FILE_MIB, Space, UsedMap};
 use crate::storage::{self, SyncSite};
-use crate::sync::{Arc, AtomicBool, AtomicU8, Mutex, MutexGuard, OnceLock, Ordering, RwLock};
+use crate::sync::{Arc, AtomicBool, AtomicU8, Mutex, MutexGuard, OnceLock, Ordering, RwLock, fewer_when_checked};
 use crate::units::{BatIndex, BlockHome, BlockIndex, ChunkIndex, MIB};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-const STRIPES: usize = 64;
+const STRIPES: usize = fewer_when_checked(64, 2);
 /// Bytes of BAT that are worth reading to learn what is free. A larger table is left unread and the file only grows.
 const SCAN_LIMIT: u64 = 32 << 20;
 

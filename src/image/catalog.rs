@@ -232,7 +232,7 @@ impl Store {
         Err(StoreError::Disabled { image: format!("every generation of {}", reference.name) })
     }
 
-    fn load(&self, name: &str, generation: u32) -> Result<Option<Image>, StoreError> {
+    pub(super) fn load(&self, name: &str, generation: u32) -> Result<Option<Image>, StoreError> {
         let path = self.image_dir(name).join(format!("{generation}.json"));
         let Some(manifest) = files::read_if_there::<Manifest>(&path)? else { return Ok(None) };
         if manifest.format != manifest::FORMAT {

@@ -242,6 +242,8 @@ impl Image {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(StoreError::CloneExists { path: clone.path.clone() }),
             result => result?,
         }
+        // If its name cannot be made durable the clone goes again, with everything else.
+        unfinished.files.push(clone.path.clone());
         files::sync_dir(clone.dir(), options.durability())
     }
 

@@ -4,11 +4,12 @@
 //! file, and the diverged bytes, which stand in the disk's tables. Those are remembered in `STORE/.index` together with how the file
 //! looked when they were read. The index is a cache: a checksum tells when it is spoiled, and without it everything is read again.
 
-use super::catalog::{Store, entries};
+use super::catalog::{Store, entries, numbered};
 use super::clock::Timestamp;
 use super::clone::{CloneDisk, Origin};
 use super::error::StoreError;
 use super::files::{self, Durability, Held};
+use super::image::Image;
 use super::names::{Placeholders, clone_name, expand, is_temporary, sidecar_of};
 use super::record::{CloneId, Record};
 use crate::chain::{Disk, OpenOptions, ParentPolicy, Sizes};
@@ -205,6 +206,22 @@ impl Store {
         let store = Self::open(&record.store_path)?;
         let clone = CloneDisk { store, path, origin: Origin::Found };
         Ok(clone.record().is_ok().then_some(clone))
+    }
+
+    /// The image whose disk a file is; `None` for a file that is none, wherever it is.
+    ///
+    /// # Errors
+    /// `Io` when the file's directory cannot be read; `Damaged` when the image's manifest is.
+    pub fn image_of_file(path: impl AsRef<Path>) -> Result<Option<Image>, StoreError> {
+        let path = std::fs::canonicalize(path.as_ref()).map_err(StoreError::io("find", path.as_ref()))?;
+        let mut above = path.ancestors().skip(1);
+        let (Some(dir), Some(store)) = (above.next(), above.next()) else { return Ok(None) };
+        let text = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+        let (Some(file), Some(name)) = (text(&path), text(dir)) else { return Ok(None) };
+        match numbered(&file, ".vhdx") {
+            Some(generation) if Self::is_at(store) => Self::open(store)?.load(&name, generation),
+            _ => Ok(None),
+        }
     }
 
     /// The clone that somebody means by a path, a name, or an identity.

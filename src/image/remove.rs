@@ -42,13 +42,18 @@ impl CloneDisk {
             record.removing = true;
             held.replace(&record, Durability::Durable)?;
         }
-        // 1. the disk      crash: the clone is gone, the rest is swept
-        // 2. savepoints, sidecar, record
+        // 1. the disk                   crash: the clone is there, or gone and the rest is swept
+        // 2. its name, synced           only where savepoints follow: a power cut may keep their end and lose the disk's, and the disk
+        //                               would be back with nothing to stand on
+        // 3. savepoints                 crash: the sidecar names those that are left; a sweep removes them
+        // 4. their names, synced        a power cut may keep the sidecar's end and lose a savepoint's, and nobody would know whose it is
+        // 5. sidecar, record
         files::remove(&self.path)?;
         drop(claim);
-        for savepoint in &record.savepoints {
-            files::remove(&self.dir().join(&savepoint.file))?;
+        if !record.savepoints.is_empty() {
+            files::sync_dir(self.dir(), Durability::Durable)?;
         }
+        self.remove_savepoints(&record)?;
         // Held, so that a sweep does not take the last step for that of somebody who died before it.
         let path = self.store.record_path(record.id);
         let recorded = Held::take(&path);
@@ -59,6 +64,17 @@ impl CloneDisk {
         files::remove(&path)?;
         drop(recorded);
         Ok(())
+    }
+
+    /// Removes the savepoints' files for good, which must be before what names them goes. The clone's disk is gone already, and that lasts.
+    pub(super) fn remove_savepoints(&self, record: &Record) -> Result<(), StoreError> {
+        if record.savepoints.is_empty() {
+            return Ok(());
+        }
+        for savepoint in &record.savepoints {
+            files::remove(&self.dir().join(&savepoint.file))?;
+        }
+        files::sync_dir(self.dir(), Durability::Durable)
     }
 }
 
@@ -93,6 +109,9 @@ impl Image {
                 return Err(e);
             }
         }
+        // The manifest's new name must last before anything goes that it names: a power cut may keep the later change and lose the
+        // earlier one, and there would be an image without a disk.
+        files::sync_dir(&self.store.image_dir(self.name()), Durability::Durable)?;
         for file in [self.path(), self.digests_path(), self.file("disabled"), self.retired_path()] {
             files::remove(&file)?;
         }

@@ -145,10 +145,14 @@ impl Store {
                 continue;
             }
             sweep_temporaries(&dir, sweep, |made_as| is_clones(&dir, made_as))?;
-            for (file, path) in entries(&dir)? {
-                if file.to_ascii_lowercase().ends_with(".vhdx.json") {
-                    self.sweep_sidecar(&path, sweep)?;
-                }
+            let is_sidecar = |file: &str| file.to_ascii_lowercase().ends_with(".vhdx.json");
+            let mut sidecars: Vec<PathBuf> =
+                entries(&dir)?.into_iter().filter(|(file, _)| is_sidecar(file)).map(|(_, path)| path).collect();
+            // Of the two that an unfinished renaming leaves, the one with a disk first: the store knows the clone's path before the other is judged.
+            // Each is looked at once: clones come and go meanwhile, and an order that changes while it is sorted by is none.
+            sidecars.sort_by_cached_key(|sidecar| !sidecar.with_extension("").exists());
+            for sidecar in sidecars {
+                self.sweep_sidecar(&sidecar, sweep)?;
             }
         }
         for record in records {
@@ -175,8 +179,7 @@ impl Store {
     fn sweep_sidecar(&self, sidecar: &Path, sweep: &mut Sweep) -> Result<(), StoreError> {
         let leaf = sidecar.with_extension("");
         let Ok(Some(record)) = files::read_if_there::<Record>(sidecar) else {
-            sweep.left(sidecar, "it is not a sidecar of ours, or it is spoiled; `clone repair` writes it again if the clone is known");
-            return Ok(());
+            return self.sweep_spoiled(sidecar, &leaf, sweep);
         };
         if record.store != self.id() {
             return Ok(());
@@ -204,14 +207,23 @@ impl Store {
             sweep.did(&leaf, "the store's record of the clone was brought up to date");
             return Ok(());
         }
+        if let Some(stored) = &stored
+            && stored.path != leaf
+            && files::exists(&stored.path)?
+            && files::read_if_there::<Record>(&sidecar_of(&stored.path)).is_ok_and(|other| other.is_some_and(|other| other.id == record.id))
+        {
+            held.remove()?;
+            sweep.did(sidecar, "a renaming of the clone was not finished; the other name's sidecar was removed");
+            return Ok(());
+        }
         let has_files = record.savepoints.iter().any(|savepoint| clone.dir().join(&savepoint.file).exists());
         if has_files && !record.removing {
             sweep.left(&leaf, "the clone's file is gone and its savepoints are there; revert to one of them, or remove the clone");
             return Ok(());
         }
-        for savepoint in &record.savepoints {
-            files::remove(&clone.dir().join(&savepoint.file))?;
-        }
+        // As in `CloneDisk::remove`: the disk must be gone for good before what it stands on goes, and that before what names it.
+        files::sync_dir(clone.dir(), Durability::Durable)?;
+        clone.remove_savepoints(&record)?;
         held.remove()?;
         if stored.is_some_and(|stored| stored.path == leaf) {
             files::remove(&self.record_path(record.id))?;
@@ -222,6 +234,24 @@ impl Store {
 }
 
 impl Store {
+    /// A sidecar that says nothing. It is written without a sync when a clone is made, so a power cut may leave its name and not its
+    /// content. Where the store's record says whose it is and there is no disk, the clone was never made.
+    fn sweep_spoiled(&self, sidecar: &Path, leaf: &Path, sweep: &mut Sweep) -> Result<(), StoreError> {
+        let ours = self.records()?.into_iter().find(|record| record.path == leaf);
+        if let Some(record) = ours
+            && !files::exists(leaf)?
+            && !record.savepoints.iter().any(|savepoint| leaf.with_file_name(&savepoint.file).exists())
+            && let Some(Some(held)) = unless_in_use(Held::take_now(sidecar))?
+        {
+            held.remove()?;
+            files::remove(&self.record_path(record.id))?;
+            sweep.did(leaf, "the clone was never finished; what was left of it was removed");
+            return Ok(());
+        }
+        sweep.left(sidecar, "it is not a sidecar of ours, or it is spoiled; `clone repair` writes it again if the clone is known");
+        Ok(())
+    }
+
     /// Whether the clone with this sidecar is there, known, and nothing is pending.
     fn is_in_order(&self, record: &Record, leaf: &Path) -> Result<bool, StoreError> {
         let stored = files::read_if_there::<Record>(&self.record_path(record.id))?;

@@ -217,11 +217,7 @@ impl Storage for Overlay {
     fn next_data(&self, at: u64) -> io::Result<Option<(u64, u64)>> {
         let below = self.below.next_data(at)?;
         let page = self.over.pages.range(at.saturating_sub(PAGE - 1)..).next().map(|(&home, _)| (home.max(at), home + PAGE));
-        Ok(match (below, page) {
-            (Some(a), Some(b)) if b.0 < a.0 => Some(b),
-            (None, b) => b,
-            (a, _) => a,
-        })
+        Ok(storage::earlier(below, page))
     }
 
     fn allocated(&self) -> io::Result<u64> {

@@ -11,6 +11,7 @@
 
 use super::dirty::DirtyFlag;
 use super::pages::PageMap;
+use super::words::{WORDS, Words};
 use crate::format::{BitmapState, Fault, FormatError, PayloadState};
 use crate::geometry::{BatRole, Geometry};
 use crate::kind::Structure;
@@ -23,7 +24,7 @@ const MARK: u64 = 1 << 3;
 /// Pages that a walk reads at a time.
 const WALK_PAGES: u64 = 32;
 /// Entries in a page.
-pub(crate) const ENTRIES: u32 = 512;
+pub(crate) const ENTRIES: u32 = WORDS as u32;
 
 /// Looking up a mapping failed: the file lies, or does not answer.
 ///
@@ -51,7 +52,7 @@ impl From<StorageError> for MapError {
 
 /// 512 entries.
 pub(crate) struct BatPage {
-    words: [AtomicU64; ENTRIES as usize],
+    words: Words,
     suspect: bool,
     pub(crate) dirty: DirtyFlag,
 }
@@ -59,7 +60,7 @@ pub(crate) struct BatPage {
 impl BatPage {
     /// The bytes as they go to the file: without marks.
     pub(crate) fn image(&self) -> Box<[u8; PAGE_LEN]> {
-        let mut image = words_image(&self.words);
+        let mut image = self.words.image();
         if !self.suspect {
             for word in image.chunks_exact_mut(8) {
                 // Bit 3 of a little-endian word.
@@ -73,23 +74,6 @@ impl BatPage {
     fn stripped(&self, word: u64) -> u64 {
         if self.suspect { word } else { word & !MARK }
     }
-}
-
-/// Copies atomic words into a page image.
-pub(crate) fn words_image(words: &[AtomicU64; ENTRIES as usize]) -> Box<[u8; PAGE_LEN]> {
-    let mut image = Box::new([0; PAGE_LEN]);
-    for (bytes, word) in image.chunks_exact_mut(8).zip(words) {
-        bytes.copy_from_slice(&word.load(Ordering::Acquire).to_le_bytes());
-    }
-    image
-}
-
-/// The atomic words of a page image.
-pub(crate) fn image_words(image: &[u8; PAGE_LEN]) -> [AtomicU64; ENTRIES as usize] {
-    std::array::from_fn(|i| {
-        let bytes = image[i * 8..i * 8 + 8].try_into().expect("eight bytes");
-        AtomicU64::new(u64::from_le_bytes(bytes))
-    })
 }
 
 /// Which parts of the file blocks must keep off, and how long the file is: what an entry is checked against.
@@ -169,12 +153,12 @@ impl BatTable {
         self.pages.get_or_load(page, || {
             let mut image = Box::new([0; PAGE_LEN]);
             storage::read_zero_extended(file, &mut image[..], self.page_home(page).get())?;
-            let words = image_words(&image);
+            let words = Words::new(&image);
             let first = page * u64::from(ENTRIES);
-            let suspect = words.iter().zip(first..).any(|(word, index)| {
-                let word = word.load(Ordering::Relaxed);
-                word != 0 && index < self.entries && self.fault(BatIndex::new(index as u32), word).is_some()
-            });
+            let suspect = words
+                .iter(Ordering::Relaxed)
+                .zip(first..)
+                .any(|(word, index)| word != 0 && index < self.entries && self.fault(BatIndex::new(index as u32), word).is_some());
             Ok(BatPage { words, suspect, dirty: DirtyFlag::new() })
         })
     }
@@ -206,7 +190,7 @@ impl BatTable {
     pub(crate) fn load(&self, index: BatIndex, file: &dyn Storage) -> Result<u64, MapError> {
         let page = self.page(Self::page_of(index), file)?;
         // Acquire pairs with the Release of `store`: whoever sees an entry sees the payload and the bits behind it.
-        let word = page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire);
+        let word = page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire);
         if page.suspect {
             self.refuse_bad(index, word)?;
         }
@@ -229,7 +213,7 @@ impl BatTable {
         if let Some(page) = self.pages.get(Self::page_of(index))
             && !page.suspect
             // Acquire as in `load`.
-            && let Some(state) = PayloadState::decode_sound(page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire))
+            && let Some(state) = PayloadState::decode_sound(page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire))
         {
             return Ok(state);
         }
@@ -251,7 +235,7 @@ impl BatTable {
         // As in `payload`: a mark is one of the reserved bits, so a marked word does not decode.
         if let Some(page) = self.pages.get(Self::page_of(index))
             && !page.suspect
-            && let Ok(state) = PayloadState::decode(page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire))
+            && let Ok(state) = PayloadState::decode(page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire))
         {
             return Ok(Some(state));
         }
@@ -261,7 +245,7 @@ impl BatTable {
     #[cold]
     fn settled_with_care(&self, index: BatIndex, file: &dyn Storage) -> Result<Option<PayloadState>, MapError> {
         let page = self.page(Self::page_of(index), file)?;
-        let word = page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire);
+        let word = page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire);
         if page.stripped(word) != word { Ok(None) } else { self.payload_with_care(index, file).map(Some) }
     }
 
@@ -270,7 +254,7 @@ impl BatTable {
         let index = self.geometry.bat_index(block);
         let page = self.page(Self::page_of(index), file)?;
         if !page.suspect {
-            page.words[(index.get() % ENTRIES) as usize].fetch_or(MARK, Ordering::SeqCst);
+            page.words.set_bits((index.get() % ENTRIES) as usize, MARK, Ordering::SeqCst);
         }
         Ok(!page.suspect)
     }
@@ -279,7 +263,7 @@ impl BatTable {
     pub(crate) fn is_marked(&self, block: BlockIndex) -> bool {
         let index = self.geometry.bat_index(block);
         self.pages.get(Self::page_of(index)).is_some_and(|page| {
-            let word = page.words[(index.get() % ENTRIES) as usize].load(Ordering::Acquire);
+            let word = page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire);
             page.stripped(word) != word
         })
     }
@@ -290,7 +274,7 @@ impl BatTable {
         if let Some(page) = self.pages.get(Self::page_of(index))
             && !page.suspect
         {
-            page.words[(index.get() % ENTRIES) as usize].fetch_and(!MARK, Ordering::Release);
+            page.words.clear_bits((index.get() % ENTRIES) as usize, MARK, Ordering::Release);
         }
     }
 
@@ -311,7 +295,7 @@ impl BatTable {
     /// the page dirty afterwards. The page must have been loaded by a look-up before.
     pub(crate) fn store(&self, index: BatIndex, word: u64) -> &BatPage {
         let page = self.pages.get(Self::page_of(index)).expect("an entry is looked up before it is changed");
-        page.words[(index.get() % ENTRIES) as usize].store(word, Ordering::Release);
+        page.words.store((index.get() % ENTRIES) as usize, word, Ordering::Release);
         page
     }
 
@@ -348,8 +332,8 @@ impl BatTable {
         };
         while page < pages {
             if let Some(loaded) = self.pages.get(page) {
-                for (place, word) in loaded.words.iter().enumerate() {
-                    each_word(page, place, loaded.stripped(word.load(Ordering::Acquire)))?;
+                for (place, word) in loaded.words.iter(Ordering::Acquire).enumerate() {
+                    each_word(page, place, loaded.stripped(word))?;
                 }
                 page += 1;
                 continue;

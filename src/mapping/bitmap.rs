@@ -3,9 +3,10 @@
 //! One bit per logical sector, least significant bit first, so a little-endian word of 64 bits is 64 consecutive sectors. A
 //! page of 512 words covers 16 MiB of a disk with 512-byte sectors. Pages are numbered through all chunks, 256 to a chunk.
 
-use super::bat::{MapError, image_words, words_image};
+use super::bat::MapError;
 use super::dirty::DirtyFlag;
 use super::pages::PageMap;
+use super::words::Words;
 use crate::storage::{self, Storage};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::units::{BlockHome, ChunkIndex, FileOffset, MIB, PAGE, PAGE_LEN};
@@ -17,7 +18,7 @@ pub(crate) const PAGES_PER_CHUNK: u64 = MIB / PAGE;
 
 /// 32,768 bits.
 pub(crate) struct BitmapPage {
-    words: [AtomicU64; 512],
+    words: Words,
     pub(crate) dirty: DirtyFlag,
     /// No block over this page was ever committed as partially present while this page was in memory, so nothing durable
     /// consults its bits and it may be written to its home before the commit instead of through the log.
@@ -27,7 +28,7 @@ pub(crate) struct BitmapPage {
 impl BitmapPage {
     /// The bytes as they go to the file.
     pub(crate) fn image(&self) -> Box<[u8; PAGE_LEN]> {
-        words_image(&self.words)
+        self.words.image()
     }
 }
 
@@ -106,7 +107,7 @@ impl BitmapTable {
                 }
                 if self.moves.load(Ordering::SeqCst) == moves {
                     let unconsulted = AtomicBool::new(source == PageSource::Fresh);
-                    return Ok(BitmapPage { words: image_words(&image), dirty: DirtyFlag::new(), unconsulted });
+                    return Ok(BitmapPage { words: Words::new(&image), dirty: DirtyFlag::new(), unconsulted });
                 }
             }
         })
@@ -170,7 +171,7 @@ impl BitmapTable {
     ) -> Result<BitRun, MapError> {
         let page = self.page(Self::page_of(chunk, bit), file, || home().map(PageSource::File))?;
         // Acquire pairs with the Release of `fill`: a set bit promises that the sector's bytes are in the file.
-        let word = page.words[(bit % PAGE_BITS / 64) as usize].load(Ordering::Acquire) >> (bit % 64);
+        let word = page.words.load((bit % PAGE_BITS / 64) as usize, Ordering::Acquire) >> (bit % 64);
         let present = word & 1 == 1;
         let same = if present { word.trailing_ones() } else { word.trailing_zeros() };
         Ok(BitRun { present, len: same.min(64 - bit % 64) })
@@ -203,10 +204,13 @@ impl BitmapTable {
             while at < stop {
                 let part = (64 - at % 64).min(stop - at);
                 let bits = mask(at % 64, part);
-                let word = &page.words[(at % PAGE_BITS / 64) as usize];
+                let word = (at % PAGE_BITS / 64) as usize;
                 // Release pairs with the Acquire of `run_in_word`. Neighbouring blocks share words when their slices are short, so
                 // this must not be a plain store.
-                let before = if value { word.fetch_or(bits, Ordering::Release) } else { word.fetch_and(!bits, Ordering::Release) };
+                let before = match value {
+                    true => page.words.set_bits(word, bits, Ordering::Release),
+                    false => page.words.clear_bits(word, bits, Ordering::Release),
+                };
                 changed |= if value { before & bits != bits } else { before & bits != 0 };
                 at += part;
             }

@@ -6,6 +6,10 @@
 pub(crate) mod bat;
 pub(crate) mod bitmap;
 pub(crate) mod dirty;
+#[cfg(all(test, loom))]
+mod loom_tests;
 pub(crate) mod pages;
 pub(crate) mod quarantine;
 pub(crate) mod space;
+mod twin;
+pub(crate) mod words;

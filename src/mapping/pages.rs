@@ -4,11 +4,11 @@
 //! its first page, and an empty map costs a few KiB whatever the size of the disk. A page, once there, stays until the map is
 //! dropped, so readers hold plain references and take no lock.
 
-use crate::sync::OnceLock;
+use crate::sync::{OnceLock, fewer_when_checked};
 
-const FAN: usize = 512;
+const FAN: usize = fewer_when_checked(512, 16);
 
-/// Middle node: one slot for each of 512 pages.
+/// Middle node: one slot for each of `FAN` pages.
 struct Middle<T> {
     /// An array rather than a slice: a look-up then needs no bounds check.
     slots: Box<[OnceLock<Box<T>>; FAN]>,

@@ -5,12 +5,12 @@
 //! counts in the epoch it was drawn in, space given up in one epoch becomes free when all tickets of that epoch and of older
 //! ones are gone.
 //!
-//! Readers draw no ticket: they look at [`Quarantine::reuses`] before they look up a mapping and again after they have their
-//! bytes. Unless somebody reused space in between, what they read was theirs; otherwise they read again.
+//! Readers draw no ticket: they look at [`Quarantine::reuses`] before they look up a mapping and ask [`Quarantine::none_since`]
+//! after they have their bytes. Unless somebody reused space in between, what they read was theirs; otherwise they read again.
 
-use crate::sync::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering, fence, fewer_when_checked, thread_number};
 
-const SHARDS: usize = 16;
+const SHARDS: usize = fewer_when_checked(16, 2);
 
 /// A counter pair on a cache line of its own.
 #[repr(align(128))]
@@ -38,12 +38,6 @@ impl Drop for Ticket<'_> {
     }
 }
 
-fn shard_of_this_thread() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
-    MINE.with(|mine| *mine)
-}
-
 impl Quarantine {
     pub(crate) fn new() -> Self {
         Self {
@@ -56,7 +50,7 @@ impl Quarantine {
     /// Draws a ticket.
     #[inline]
     pub(crate) fn enter(&self) -> Ticket<'_> {
-        let shard = &self.shards[shard_of_this_thread()];
+        let shard = &self.shards[thread_number() % SHARDS];
         loop {
             let epoch = self.epoch.load(Ordering::SeqCst);
             let counter = &shard.tickets[(epoch & 1) as usize];
@@ -91,15 +85,26 @@ impl Quarantine {
         self.shards.iter().all(|shard| shard.tickets[(epoch & 1) as usize].load(Ordering::SeqCst) == 0)
     }
 
-    /// How often space changed hands. Compare before and after a read without a ticket.
+    /// How often space changed hands, for [`Quarantine::none_since`].
     #[inline]
     pub(crate) fn reuses(&self) -> u64 {
-        self.reuses.load(Ordering::SeqCst)
+        // Pairs with the Release in `count_reuse`: who counts a reuse sees that the block which gave the space up is gone.
+        self.reuses.load(Ordering::Acquire)
+    }
+
+    /// Whether no space changed hands since [`Quarantine::reuses`] said `before`. Called when the bytes are read.
+    #[inline]
+    pub(crate) fn none_since(&self, before: u64) -> bool {
+        // Pairs with the fence in `count_reuse`: who read a byte of the new owner sees the count. Without the two fences a processor
+        // may answer this load before it has the bytes, or show the new owner's bytes before the count.
+        fence(Ordering::Acquire);
+        self.reuses.load(Ordering::Relaxed) == before
     }
 
     /// Space is about to be handed to another block; called before the new owner writes.
     pub(crate) fn count_reuse(&self) {
-        self.reuses.fetch_add(1, Ordering::SeqCst);
+        self.reuses.fetch_add(1, Ordering::Release);
+        fence(Ordering::Release);
     }
 }
 

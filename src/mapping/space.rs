@@ -12,7 +12,10 @@
 //! Released space is not reusable before the commit that released it is durable (a crash would bring the old mapping back,
 //! with another block's bytes under it), and not before the last writer that looked up the old mapping is done
 //! (`quarantine.rs`).
+//!
+//! With debug assertions on, `twin.rs` keeps the same books in the simplest way there is, and compares.
 
+use super::twin::{Place, Twin};
 use crate::units::BlockHome;
 use bitvec::prelude::{BitVec, Lsb0};
 use std::collections::BTreeMap;
@@ -183,6 +186,7 @@ pub(crate) struct Space {
     zeroed: FreeMap,
     released: Vec<Extent>,
     limbo: Vec<(u64, Extent)>,
+    twin: Twin,
     /// Whether all that was free when the session began is known.
     is_opaque: bool,
 }
@@ -197,6 +201,7 @@ impl Space {
             zeroed: FreeMap::default(),
             released: Vec::new(),
             limbo: Vec::new(),
+            twin: Twin::default(),
             is_opaque: true,
         }
     }
@@ -206,6 +211,7 @@ impl Space {
         let mut space = Self { is_opaque: false, ..Self::opaque(file_end.max(used.end())) };
         for (start, len) in used.gaps(file_end) {
             space.stale.insert(start, len);
+            space.twin.moved(start, len, Place::InUse, Place::Stale);
         }
         space
     }
@@ -220,12 +226,14 @@ impl Space {
         };
         for (zeroed, list) in lists {
             if let Some(start) = list.take(mib) {
+                self.twin.moved(start, mib, place(zeroed), Place::InUse);
                 let home = BlockHome::from_mib(start).expect("free stretches lie inside the file, behind the header section");
                 return Some(Allotment { home, mib, zeroed, reused: true });
             }
         }
         let end = self.end.checked_add(mib).filter(|&end| end <= MAX_FILE_MIB)?;
         let home = BlockHome::from_mib(self.end)?;
+        self.twin.ends(self.end);
         self.end = end;
         Some(Allotment { home, mib, zeroed: true, reused: false })
     }
@@ -240,6 +248,7 @@ impl Space {
         let (_, start, zeroed) = best.min_by_key(|&(len, start, _)| (len, start))?;
         let list = if zeroed { &mut self.zeroed } else { &mut self.stale };
         list.take_from(start, mib);
+        self.twin.moved(start, mib, place(zeroed), Place::InUse);
         let home = BlockHome::from_mib(start).expect("free stretches lie inside the file, behind the header section");
         Some(Allotment { home, mib, zeroed, reused: true })
     }
@@ -254,7 +263,7 @@ impl Space {
     pub(crate) fn withhold_tail(&mut self) -> Option<Tail> {
         let end = self.end;
         let mut start = end;
-        while let Some(before) = self.stale.take_ending_at(start).or_else(|| self.zeroed.take_ending_at(start)) {
+        while let Some(before) = self.take_ending_at(start) {
             start = before;
         }
         (start < self.file_end).then_some(Tail { start, end })
@@ -275,13 +284,17 @@ impl Space {
     /// The tail was not cut off after all.
     pub(crate) fn return_tail(&mut self, tail: Tail) {
         if tail.start < tail.end {
-            self.stale.insert(tail.start, tail.end - tail.start);
+            self.add_free(Extent { start: tail.start, mib: tail.end - tail.start }, false);
         }
     }
 
     /// Takes out everything that is free and may hold old bytes. The caller gives it back with [`Space::add_free`].
     pub(crate) fn take_stale(&mut self) -> Vec<Extent> {
-        std::mem::take(&mut self.stale.0).into_iter().map(|(start, mib)| Extent { start, mib }).collect()
+        let stale: Vec<Extent> = std::mem::take(&mut self.stale.0).into_iter().map(|(start, mib)| Extent { start, mib }).collect();
+        for extent in &stale {
+            self.twin.moved(extent.start, extent.mib, Place::Stale, Place::InUse);
+        }
+        stale
     }
 
     /// The length in MiB that the file should get so that all that was allocated fits; `None` when it fits already. The first
@@ -307,26 +320,36 @@ impl Space {
     /// Takes back space that was allocated and never published.
     pub(crate) fn give_back(&mut self, space: Allotment) {
         // Something may have been written into it.
-        self.stale.insert(space.home.mib(), space.mib);
+        self.add_free(Extent { start: space.home.mib(), mib: space.mib }, false);
     }
 
     /// A published block gave up its space. Reusable after the next commit, see the module.
     pub(crate) fn release(&mut self, home: BlockHome, mib: u64) {
+        self.twin.moved(home.mib(), mib, Place::InUse, Place::Released);
         self.released.push(Extent { start: home.mib(), mib });
     }
 
     /// What was released since the last call: it travels with the commit.
     pub(crate) fn take_released(&mut self) -> Vec<Extent> {
+        for extent in &self.released {
+            self.twin.moved(extent.start, extent.mib, Place::Released, Place::InUse);
+        }
         std::mem::take(&mut self.released)
     }
 
     /// The commit did not happen: what was released is still only released.
     pub(crate) fn restore_released(&mut self, mut extents: Vec<Extent>) {
+        for extent in &extents {
+            self.twin.moved(extent.start, extent.mib, Place::InUse, Place::Released);
+        }
         self.released.append(&mut extents);
     }
 
     /// The commit that released these is durable.
     pub(crate) fn enter_limbo(&mut self, epoch: u64, extents: Vec<Extent>) {
+        for extent in &extents {
+            self.twin.moved(extent.start, extent.mib, Place::InUse, Place::Limbo);
+        }
         self.limbo.extend(extents.into_iter().map(|extent| (epoch, extent)));
     }
 
@@ -342,6 +365,7 @@ impl Space {
         self.limbo.retain(|&(since, extent)| {
             let gone = since < epoch;
             if gone {
+                self.twin.moved(extent.start, extent.mib, Place::Limbo, Place::InUse);
                 free.push(extent);
             }
             !gone
@@ -351,6 +375,7 @@ impl Space {
 
     /// Makes a stretch allocatable.
     pub(crate) fn add_free(&mut self, extent: Extent, zeroed: bool) {
+        self.twin.moved(extent.start, extent.mib, Place::InUse, place(zeroed));
         let list = if zeroed { &mut self.zeroed } else { &mut self.stale };
         list.insert(extent.start, extent.mib);
     }
@@ -369,15 +394,28 @@ impl Space {
     pub(crate) fn trimmed_end(&mut self) -> u64 {
         let waiting: Vec<Extent> = self.limbo.drain(..).map(|(_, extent)| extent).collect();
         for extent in waiting {
-            self.stale.insert(extent.start, extent.mib);
+            self.twin.moved(extent.start, extent.mib, Place::Limbo, Place::InUse);
+            self.add_free(extent, false);
         }
-        loop {
-            match self.stale.take_ending_at(self.end).or_else(|| self.zeroed.take_ending_at(self.end)) {
-                Some(start) => self.end = start,
-                None => return self.end,
-            }
+        while let Some(start) = self.take_ending_at(self.end) {
+            self.end = start;
         }
+        self.twin.ends(self.end);
+        self.end
     }
+
+    /// Takes a free stretch that ends at `end` and returns its start.
+    fn take_ending_at(&mut self, end: u64) -> Option<u64> {
+        let stale = self.stale.take_ending_at(end).map(|start| (start, false));
+        let (start, zeroed) = stale.or_else(|| Some((self.zeroed.take_ending_at(end)?, true)))?;
+        self.twin.moved(start, end - start, place(zeroed), Place::InUse);
+        Some(start)
+    }
+}
+
+/// Where free space stands in the twin's books.
+fn place(zeroed: bool) -> Place {
+    if zeroed { Place::Zeroed } else { Place::Stale }
 }
 
 #[cfg(test)]
@@ -411,6 +449,25 @@ mod tests {
         }
         let again = space.allocate(2, false).unwrap();
         assert_eq!((again.home.mib(), again.zeroed, again.reused), (4, false, true));
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot go to Stale")]
+    fn the_twin_notices_what_is_given_back_twice() {
+        let mut space = Space::opaque(4);
+        let first = space.allocate(2, true).unwrap();
+        let _ = space.allocate(2, true).unwrap();
+        space.give_back(first);
+        space.give_back(first);
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot go to Released")]
+    fn the_twin_notices_what_is_released_and_free() {
+        let mut space = Space::opaque(4);
+        let first = space.allocate(2, true).unwrap();
+        space.give_back(first);
+        space.release(first.home, 2);
     }
 
     #[test]

@@ -200,11 +200,7 @@ impl Storage for Draft {
         let below = if at < inner.shown { self.below.next_data(at)?.filter(|&(start, _)| start < inner.shown) } else { None };
         let below = below.map(|(start, end)| (start, end.min(inner.shown)));
         let page = inner.pages.range(at / PAGE * PAGE..).next().map(|(&home, _)| (home.max(at), (home + PAGE).min(inner.len)));
-        Ok(match (below, page.filter(|&(start, end)| start < end)) {
-            (Some(a), Some(b)) if b.0 < a.0 => Some(b),
-            (None, b) => b,
-            (a, _) => a,
-        })
+        Ok(super::earlier(below, page.filter(|&(start, end)| start < end)))
     }
 
     fn allocated(&self) -> io::Result<u64> {

@@ -405,7 +405,8 @@ fn object_id(metadata: &Metadata) -> StorageId {
 /// A number of its own for every open file: std has no stable way to ask for the real one.
 #[cfg(not(unix))]
 fn object_id(_metadata: &Metadata) -> StorageId {
-    use crate::sync::{AtomicU64, Ordering};
+    use crate::sync::Ordering;
+    use crate::sync::process::AtomicU64;
     static NEXT: AtomicU64 = AtomicU64::new(1);
     StorageId { device: u64::MAX - 1, object: NEXT.fetch_add(1, Ordering::Relaxed) }
 }

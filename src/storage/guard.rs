@@ -16,7 +16,8 @@
 
 #![expect(unsafe_code, reason = "installing a signal handler, and laying a page over a fault; see docs/design/0021-mapped-ancestors.md")]
 
-use crate::sync::{AtomicBool, AtomicUsize, OnceLock, Ordering};
+use crate::sync::Ordering;
+use crate::sync::process::{AtomicBool, AtomicUsize, OnceLock};
 use std::io;
 
 /// Mappings that can be guarded at a time. One more is not mapped at all, and read with `pread`.

@@ -1,7 +1,8 @@
 //! Storage in memory: sparse, growing page by page.
 
 use super::{Storage, StorageId, SyncSite};
-use crate::sync::{AtomicU64, Ordering, RwLock};
+use crate::sync::process::AtomicU64;
+use crate::sync::{Ordering, RwLock};
 use std::collections::BTreeMap;
 use std::io;
 

@@ -218,6 +218,15 @@ pub trait Storage: Send + Sync + fmt::Debug {
     }
 }
 
+/// The one of two stretches of data that begins first: what lies over a file and what the file has.
+pub(crate) fn earlier(a: Option<(u64, u64)>, b: Option<(u64, u64)>) -> Option<(u64, u64)> {
+    match (a, b) {
+        (Some(a), Some(b)) if b.0 < a.0 => Some(b),
+        (None, b) => b,
+        (a, _) => a,
+    }
+}
+
 /// Reads until `buf` is full or the file ends; returns the bytes read.
 ///
 /// # Errors

@@ -36,7 +36,8 @@ pub use fixed::Fixed;
 pub(crate) use fixed::log_start;
 
 use super::{Storage, StorageId, SyncSite};
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
+use crate::sync::process::AtomicU64;
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
 use sparse::{Page, SparseFile, spread};
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,23 +1,12 @@
 //! Repairing every file of the corpus.
 
+use crate::cases::find;
 use crate::digest;
 use crate::loud::loud;
 use crate::unpack::unpack;
 use diffdisk::{Cancel, Consent, Disk, NoProgress, OpenOptions, ParentPolicy, Repair, RepairOptions};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-
-fn find(dir: &Path, found: &mut Vec<PathBuf>) {
-    let mut entries: Vec<_> = std::fs::read_dir(dir).expect("the corpus can be read").map(|e| e.expect("an entry").path()).collect();
-    entries.sort();
-    for path in entries {
-        if path.is_dir() {
-            find(&path, found);
-        } else if path.extension().is_some_and(|e| e == "json") {
-            found.push(path);
-        }
-    }
-}
 
 /// Whether the repair changed anything.
 fn judge(json: &Path, case: &Value) -> Result<bool, String> {

@@ -3,6 +3,7 @@
 use crate::args::ParentsArgs;
 use crate::context::Context;
 use crate::error::CliError;
+use crate::sealed;
 use diffdisk::{
     CheckReport, Consent, Disk, Finding, OpenOptions, ParentPolicy, RepairOptions, RepairReport, RepairStep, Severity, Subject,
 };
@@ -143,6 +144,7 @@ pub fn run(args: &CheckArgs, ctx: &Context) -> Result<(), CliError> {
         ctx.emit(&Answer::new(file, &report, None), |out| print(out, args, &report))?;
         return if report.is_sound() { Ok(()) } else { Err(CliError::Answered) };
     }
+    sealed::refuse(&args.file)?;
     let mut wanted = RepairOptions::new().chain(options);
     for (given, consent) in [(args.accept_older_header, Consent::OlderHeader), (args.accept_empty_log, Consent::EmptyLog)] {
         if given {

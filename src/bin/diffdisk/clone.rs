@@ -507,14 +507,17 @@ fn remove(args: &RemoveArgs, ctx: &Context) -> Result<(), CliError> {
     Err(pruned.kept.remove(0).1.into())
 }
 
-/// Prints what was removed and what was not.
+/// Prints what was removed and what was not. What stays because it is in use or protected is what was asked for; anything else that
+/// kept one back is a failure, or a nightly job would never hear of a store that cannot be read.
 pub fn report_pruned(pruned: &Pruned, ctx: &Context) -> Result<(), CliError> {
     let kept: Vec<Value> =
         pruned.kept.iter().map(|(name, why)| json!({ "name": name, "kind": exit::key(why.kind()), "message": why.to_string() })).collect();
     ctx.emit(&json!({ "removed": pruned.removed, "kept": kept }), |out| {
         pruned.removed.iter().try_for_each(|name| writeln!(out, "removed {name}"))?;
         pruned.kept.iter().try_for_each(|(name, why)| writeln!(out, "kept {name}: {why}"))
-    })
+    })?;
+    let failed = pruned.kept.iter().find(|(_, why)| !matches!(why.kind(), ErrorKind::InUse | ErrorKind::Denied));
+    failed.map_or(Ok(()), |(_, why)| Err(why.clone().into()))
 }
 
 /// What `--json` says of a repair.

@@ -3,7 +3,8 @@
 use crate::args::ParentsArgs;
 use crate::context::Context;
 use crate::error::{About, CliError};
-use diffdisk::{CompactOptions, CompactReport, Disk, ErrorKind, ToolError};
+use crate::sealed;
+use diffdisk::{CompactOptions, CompactReport, ErrorKind, ToolError};
 use serde_json::json;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ pub struct CompactArgs {
 /// Runs the verb.
 pub fn run(args: &CompactArgs, ctx: &Context) -> Result<(), CliError> {
     let (bar, cancel) = ctx.watch()?;
-    let disk = Disk::open(&args.file, &args.parents.writable()).about(&args.file)?;
+    let disk = sealed::open_writable(&args.file, &args.parents)?;
     let options = CompactOptions::new().drop_copies(!args.keep_copies).punch(!args.no_holes);
     let result = disk.compact(&options, &bar, &cancel);
     drop(bar);

@@ -4,6 +4,7 @@ use crate::args::{ParentsArgs, bytes};
 use crate::buffer::{Buffer, CHUNK};
 use crate::context::Context;
 use crate::error::{About, CliError};
+use crate::sealed;
 use diffdisk::{Disk, DiskError};
 use serde_json::json;
 use std::io::Read;
@@ -95,7 +96,7 @@ fn hex(bytes: &[u8]) -> Vec<u8> {
 
 /// Runs `write`.
 pub fn run_write(args: &WriteArgs, ctx: &Context) -> Result<(), CliError> {
-    let disk = Disk::open(&args.file, &args.parents.writable()).about(&args.file)?;
+    let disk = sealed::open_writable(&args.file, &args.parents)?;
     range(&disk, args.offset, Some(0)).about(&args.file)?;
     let copied = copy_in(&disk, args);
     // What was written before something went wrong stays, and stays whole.
@@ -145,7 +146,7 @@ fn fill(input: &mut impl Read, buf: &mut [u8]) -> std::io::Result<usize> {
 
 /// Runs `trim`.
 pub fn run_trim(args: &TrimArgs, ctx: &Context) -> Result<(), CliError> {
-    let disk = Disk::open(&args.file, &args.parents.writable()).about(&args.file)?;
+    let disk = sealed::open_writable(&args.file, &args.parents)?;
     disk.trim(args.offset, args.length).about(&args.file)?;
     disk.close().about(&args.file)?;
     let answer = json!({ "file": args.file.to_string_lossy(), "offset": args.offset, "length": args.length });

@@ -23,6 +23,7 @@ pub struct Context {
 impl Context {
     /// For this process.
     pub fn new(json: bool) -> Self {
+        outlive_limits();
         Self { json, out: RefCell::new(BufWriter::new(io::stdout())), interrupt: OnceLock::new() }
     }
 
@@ -142,6 +143,19 @@ impl Drop for Bar {
 pub struct Interrupt {
     /// True once somebody did.
     pub flag: Arc<AtomicBool>,
+}
+
+/// A file size limit (`ulimit -f`) answers a write with SIGXFSZ, which ends the process in the middle of its work and leaves no exit
+/// code. While the signal is masked the write fails with EFBIG, which is "no space" like any other. Threads that are started later
+/// inherit the mask, programs do not.
+fn outlive_limits() {
+    #[cfg(unix)]
+    {
+        use nix::sys::signal::{SigSet, Signal};
+        let mask = SigSet::from_iter([Signal::SIGXFSZ]);
+        // Nobody was promised a limit; without the mask the process dies as it always did.
+        let _ = mask.thread_block();
+    }
 }
 
 fn forgive(result: io::Result<()>) -> Result<(), CliError> {

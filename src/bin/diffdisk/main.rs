@@ -32,6 +32,7 @@ mod merge;
 mod rebase;
 mod relink;
 mod resize;
+mod sealed;
 mod serve;
 mod shell;
 mod table;

@@ -3,7 +3,8 @@
 use crate::args::{ParentsArgs, human};
 use crate::context::Context;
 use crate::error::{About, CliError};
-use diffdisk::{Disk, ErrorKind, Hydrated, MergeOptions, ToolError, merge_into, merge_to};
+use crate::sealed;
+use diffdisk::{ErrorKind, Hydrated, MergeOptions, ToolError, merge_into, merge_to};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -45,8 +46,11 @@ pub fn run(args: &MergeArgs, ctx: &Context) -> Result<(), CliError> {
         .delete(args.delete)
         .sacrifice_siblings(args.force)
         .keep_identity(args.keep_identity);
-    let (bar, cancel) = ctx.watch()?;
     let into = args.into.as_deref();
+    if args.to.is_none() {
+        sealed::refuse_merge(&args.child, into, &args.parents)?;
+    }
+    let (bar, cancel) = ctx.watch()?;
     let merged = match &args.to {
         Some(new) => merge_to(&args.child, into, new, &options, &bar, &cancel),
         None => merge_into(&args.child, into, &options, &bar, &cancel),
@@ -111,7 +115,7 @@ pub fn run_flatten(args: &FlattenArgs, ctx: &Context) -> Result<(), CliError> {
 
 fn bring_in(child: &Path, parents: &ParentsArgs, ctx: &Context, cuts: bool) -> Result<(), CliError> {
     let (bar, cancel) = ctx.watch()?;
-    let disk = Disk::open(child, &parents.writable()).about(child)?;
+    let disk = sealed::open_writable(child, parents)?;
     let done = if cuts { disk.flatten(&bar, &cancel) } else { disk.hydrate(&bar, &cancel) };
     drop(bar);
     // What was copied before a cancel is kept.

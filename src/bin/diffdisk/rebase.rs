@@ -4,6 +4,7 @@ use crate::args::{ParentsArgs, human, small_bytes};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::relink::parent_of;
+use crate::sealed;
 use diffdisk::{RebaseOptions, rebase};
 use serde_json::json;
 use std::path::PathBuf;
@@ -44,6 +45,7 @@ pub struct RebaseArgs {
 
 /// Runs the verb.
 pub fn run(args: &RebaseArgs, ctx: &Context) -> Result<(), CliError> {
+    sealed::refuse(&args.child)?;
     let (bar, cancel) = ctx.watch()?;
     let options = RebaseOptions::new()
         .keep_content(args.keep_content)

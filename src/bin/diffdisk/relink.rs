@@ -3,6 +3,7 @@
 use crate::args::ParentsArgs;
 use crate::context::Context;
 use crate::error::{About, CliError};
+use crate::sealed;
 use diffdisk::{ChainError, Disk, ErrorKind, LinkProof, OpenError, OpenOptions, ParentPolicy, RelinkError, Store, Verified, relink_proven};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub struct RelinkArgs {
 
 /// Runs the verb.
 pub fn run(args: &RelinkArgs, ctx: &Context) -> Result<(), CliError> {
+    sealed::refuse(&args.child)?;
     if let Some(verified) = prove(args, ctx)? {
         return done(args, Some(verified), ctx);
     }

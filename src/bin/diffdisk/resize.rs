@@ -3,6 +3,7 @@
 use crate::args::{ParentsArgs, bytes, human};
 use crate::context::Context;
 use crate::error::CliError;
+use crate::sealed;
 use diffdisk::{Disk, OpenOptions, ResizeOptions, ToolError};
 use serde_json::json;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ pub struct ResizeArgs {
 /// Runs the verb.
 pub fn run(args: &ResizeArgs, ctx: &Context) -> Result<(), CliError> {
     let options = ResizeOptions::new().open(OpenOptions::new().parents(args.parents.policy())).shrink(args.shrink);
+    sealed::refuse(&args.file)?;
     let (bar, cancel) = ctx.watch()?;
     let result = Disk::resize(&args.file, args.size, &options, &bar, &cancel);
     drop(bar);

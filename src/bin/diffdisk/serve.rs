@@ -3,6 +3,7 @@
 use crate::args::ParentsArgs;
 use crate::context::Context;
 use crate::error::{About, CliError};
+use crate::sealed;
 #[cfg(unix)]
 use diffdisk::Control;
 use diffdisk::export::BlockDevice;
@@ -63,7 +64,7 @@ impl Served {
         }
         match Store::clone_of_file(&args.file) {
             Ok(Some(clone)) => Ok(Self::Clone(Box::new(clone.open_live()?))),
-            _ => Ok(Self::Disk(Arc::new(Disk::open(&args.file, &args.parents.writable()).about(&args.file)?))),
+            _ => Ok(Self::Disk(Arc::new(sealed::open_writable(&args.file, &args.parents)?))),
         }
     }
 

@@ -14,6 +14,9 @@ use {
     std::path::{Path, PathBuf},
 };
 
+/// Bytes of replies that the kernel keeps for a client on a unix socket. On TCP it finds out by itself what pays.
+#[cfg(unix)]
+const SEND_BUFFER: usize = 1 << 20;
 /// Connections the kernel keeps for us until we accept them.
 #[cfg(unix)]
 const BACKLOG: i32 = 128;
@@ -71,6 +74,8 @@ impl Listener {
             }),
             #[cfg(unix)]
             Self::Unix(socket) => socket.listener.accept().and_then(|(stream, _)| {
+                // A reply of 1 MiB leaves without waiting for its reader. The kernel may give less, which is only slower.
+                let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
                 stream.set_nonblocking(false)?;
                 Ok(Arc::new(stream) as Arc<dyn ByteStream>)
             }),

@@ -29,8 +29,13 @@ use std::time::{Duration, Instant};
 
 /// Threads of one connection.
 const CREW: usize = 8;
-/// A data request that took longer than this is slow.
+/// A call of the device that took longer than this, and half a nanosecond more for each byte, is slow.
 const SLOW: Duration = Duration::from_micros(300);
+/// Data requests from this many bytes up are worth a colleague when more requests have come in.
+const LARGE: usize = 128 << 10;
+/// Large reads pass through the desk in pieces of so many bytes: they stay in the processor's cache, and the client copies
+/// one while we copy the next.
+const PIECE: usize = 256 << 10;
 /// A slow request adds so much to the score, a fast one takes 1 off it.
 const SLOW_WEIGHT: usize = 8;
 /// Above this score data requests give up the seat: one slow request in a row of fast ones is an accident, three are cold data.
@@ -214,7 +219,11 @@ impl<'a> Connection<'a> {
             return Ok(None);
         }
         let len = request.len as usize;
-        let leaves = self.gives_up_seat(&request);
+        let mut leaves = self.gives_up_seat(&request);
+        if request.command == Command::Read && len >= LARGE {
+            // Somebody else may read while this one sends. Alone, the client would only wait for another thread to wake up.
+            leaves |= input.has_more();
+        }
         let carries = matches!(request.command, Command::Read | Command::Write);
         if leaves || desk.is_full(if carries { len.min(ARENA) } else { 0 }) {
             self.send(desk)?;
@@ -223,6 +232,10 @@ impl<'a> Connection<'a> {
         if takes_payload && len <= ARENA {
             errand.payload = desk.place(len);
             input.take(desk.bytes(errand.payload.clone()), self.stream).map_err(drop)?;
+            if len >= LARGE && !leaves && input.has_more() {
+                self.send(desk)?;
+                leaves = true;
+            }
         } else if takes_payload {
             self.send(desk)?;
             if let Err(fault) = self.pass_on(input, desk, &request)? {
@@ -234,31 +247,39 @@ impl<'a> Connection<'a> {
         if leaves && (request.command != Command::Read || len <= ARENA) {
             return Ok(Some(errand));
         }
-        self.execute_timed(desk, errand)?;
+        self.execute(desk, errand)?;
         Ok(None)
     }
 
     fn run_errand(&self, desk: &mut Desk, errand: Errand) {
-        if self.execute_timed(desk, errand).is_ok() {
+        if self.execute(desk, errand).is_ok() {
             // A failure has ended the connection; whoever takes the seat next sees it.
             let _ = self.send(desk);
         }
     }
 
-    fn execute_timed(&self, desk: &mut Desk, errand: Errand) -> Result<(), ()> {
-        let is_plain = matches!(errand.request.command, Command::Read | Command::Write) && errand.request.flags & cmd_flag::FUA == 0;
-        if !is_plain || errand.landed {
-            return self.execute(desk, errand);
-        }
-        let started = Instant::now();
-        let result = self.execute(desk, errand);
+    /// Keeps the score of how slow the device is: `started` is when a call for `len` bytes began that has just returned.
+    fn note(&self, started: Instant, len: usize) {
         // Threads may overwrite each other's score: it is a hint.
         let score = self.slowness.load(Ordering::Relaxed);
-        if started.elapsed() > SLOW {
+        if started.elapsed() > SLOW + Duration::from_nanos(len as u64 / 2) {
             self.slowness.store((score + SLOW_WEIGHT).min(2 * SLOW_SCORE), Ordering::Relaxed);
         } else if score > 0 {
             self.slowness.store(score - 1, Ordering::Relaxed);
         }
+    }
+
+    fn device_read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let started = Instant::now();
+        let result = self.session.device.read_at(buf, offset);
+        self.note(started, buf.len());
+        result
+    }
+
+    fn device_write(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let started = Instant::now();
+        let result = self.session.device.write_at(buf, offset);
+        self.note(started, buf.len());
         result
     }
 
@@ -329,7 +350,7 @@ impl<'a> Connection<'a> {
             let place = desk.place((len - done).min(ARENA));
             let piece = desk.bytes(place);
             input.take(piece, self.stream).map_err(drop)?;
-            let result = self.session.device.write_at(piece, request.offset + done as u64);
+            let result = self.device_write(piece, request.offset + done as u64);
             done += piece.len();
             if let Err(error) = result {
                 input.discard((len - done) as u64, self.stream).map_err(drop)?;
@@ -348,7 +369,7 @@ impl<'a> Connection<'a> {
             Command::Read => return self.read(desk, &request),
             Command::BlockStatus => return self.block_status(desk, &request),
             Command::Write if errand.landed || len == 0 => Ok(()),
-            Command::Write => device.write_at(desk.bytes(errand.payload), offset).map_err(Fault::from),
+            Command::Write => self.device_write(desk.bytes(errand.payload), offset).map_err(Fault::from),
             Command::WriteZeroes => self.write_zeroes(&request),
             Command::Trim if len == 0 => Ok(()),
             Command::Trim => device.trim(offset, len).map_err(Fault::from),
@@ -420,7 +441,7 @@ impl<'a> Connection<'a> {
 
     fn read_plain(&self, desk: &mut Desk, request: &Request, offset: u64, len: usize, last: bool) -> Result<(), Fault> {
         let place = desk.place(len);
-        self.session.device.read_at(desk.bytes(place.clone()), offset)?;
+        self.device_read(desk.bytes(place.clone()), offset)?;
         if self.session.structured {
             desk.chunk_data(request.cookie, offset, place, last);
         } else {
@@ -453,12 +474,12 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// A structured read that leaves holes out, a desk-full at a time.
+    /// A structured read that leaves holes out, a piece at a time.
     fn read_sparse(&self, desk: &mut Desk, request: &Request) -> Result<Result<(), Fault>, ()> {
         let end = request.offset + u64::from(request.len);
         let mut at = request.offset;
         while at < end {
-            let stop = end.min(at + ARENA as u64);
+            let stop = end.min(at + PIECE as u64);
             if at > request.offset || !desk.is_empty() {
                 self.send(desk)?;
             }

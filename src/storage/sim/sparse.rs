@@ -5,7 +5,8 @@
 //! skips whatever they share. Hashes are made the same way: pages and the chunks above them remember their digest until they are
 //! written to, so the hash of an image costs what the image does not share with those before it.
 
-use crate::sync::{Arc, OnceLock};
+use crate::sync::Arc;
+use crate::sync::process::OnceLock;
 use std::collections::BTreeMap;
 
 /// Bytes in a page, the unit of sharing.

@@ -75,6 +75,9 @@ pub struct Campaign {
     scripts: Vec<Script>,
     /// Scripts of the alphabet among them.
     pub short: usize,
+    /// Random scripts in a round.
+    random: usize,
+    threads: u64,
 }
 
 /// What a campaign came to.
@@ -97,7 +100,16 @@ impl Campaign {
         scripts.sort_by_key(|script| spread(&script.name, seed));
         scripts.extend(script::crowded());
         scripts.extend(script::riding());
-        Self { seed, scripts, short }
+        Self { seed, scripts, short, random: RANDOM, threads: THREADS }
+    }
+
+    /// One of `of` equal parts of the words of length 3, in an order that depends on the seed alone: the parts are disjoint, together
+    /// everything, and may run on different machines. Its rounds are those of the short campaign: a share of the crashes of each word.
+    pub fn length_three(seed: u64, part: usize, of: usize, threads: u64) -> Self {
+        let mut scripts = script::length_three();
+        scripts.sort_by_key(|script| spread(&script.name, seed));
+        let scripts: Vec<Script> = scripts.into_iter().skip(part).step_by(of).collect();
+        Self { seed, short: scripts.len(), scripts, random: 0, threads }
     }
 
     /// The scripts of the alphabet, in the order of a round.
@@ -107,7 +119,7 @@ impl Campaign {
 
     /// Attempts in a round.
     pub fn round(&self) -> usize {
-        self.scripts.len() + RANDOM
+        self.scripts.len() + self.random
     }
 
     fn script(&self, attempt: usize) -> Script {
@@ -153,7 +165,7 @@ impl Campaign {
             outcome.tally.refused += tally.refused;
         };
         std::thread::scope(|scope| {
-            for _ in 0..THREADS {
+            for _ in 0..self.threads {
                 scope.spawn(worker);
             }
         });

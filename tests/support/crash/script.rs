@@ -166,6 +166,31 @@ pub fn exhaustive() -> Vec<Script> {
     scripts
 }
 
+/// All words of length 3, each ended by a flush, on both small disks, with the log at its beginning and about to wrap: what may only
+/// go wrong when three things happen. Crashes before the third letter are those of a shorter word.
+pub fn length_three() -> Vec<Script> {
+    let letters = || ALPHABET.into_iter();
+    let words = letters().flat_map(|a| letters().flat_map(move |b| letters().map(move |c| [a, b, c])));
+    let mut scripts = Vec::new();
+    for (number, word) in words.enumerate() {
+        for kind in [Kind::Dynamic, Kind::Child] {
+            for log_start in [0, LOG_SECTORS - 1 - number as u64 % 11] {
+                let mut ops: Vec<Op> = word.iter().flat_map(|letter| letter.ops()).collect();
+                let interesting = word[..2].iter().map(|letter| letter.ops().len()).sum();
+                if ops.last() != Some(&Op::Flush) {
+                    ops.push(Op::Flush);
+                }
+                ops.push(Op::Close);
+                let piece = if number % 5 == 4 { 4096 } else { 512 };
+                let name = format!("{kind:?}{} {word:?}", if log_start == 0 { String::new() } else { format!(", log from {log_start}") });
+                let durable = !(word[0] as u64 + kind as u64).is_multiple_of(4);
+                scripts.push(Script { kind, log_start, name, ops, interesting, piece, durable, rides: false });
+            }
+        }
+    }
+    scripts
+}
+
 /// Logs that fill up: entries too large to wait for each other, so that the ring must be emptied before it is half full, and when it
 /// is, and is written over at once.
 pub fn crowded() -> Vec<Script> {

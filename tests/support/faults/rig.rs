@@ -163,6 +163,8 @@ pub enum Wrong {
     Fault(Target, CallKind, Fault, Repeat),
     /// One bit of what a read returned.
     Flip,
+    /// The share is gone: from the `k`-th call of each kind on, nothing answers.
+    Gone,
 }
 
 impl Wrong {
@@ -228,12 +230,17 @@ pub fn run(fixture: &Fixture, script: &Script, wrong: Wrong, k: u64) -> Result<b
         Wrong::Fault(Target::Leaf, call, fault, repeat) => rig.file.inner.arm(call, k, repeat, fault),
         Wrong::Fault(Target::Parent, call, fault, repeat) => parent.expect("there is a parent").arm(call, k, repeat, fault),
         Wrong::Flip => rig.file.flip.store(k, Ordering::Relaxed),
+        Wrong::Gone => {
+            for call in [CallKind::Read, CallKind::Write, CallKind::Len, CallKind::SetLen, CallKind::Sync, CallKind::Punch] {
+                rig.file.inner.arm(call, k, Repeat::FromThen, Fault::Error(io::ErrorKind::NotConnected));
+            }
+        }
     }
     for &op in &script.ops {
         rig.step(op)?;
     }
     let met = match wrong {
-        Wrong::Fault(Target::Leaf, ..) => rig.file.inner.hits() > 0,
+        Wrong::Fault(Target::Leaf, ..) | Wrong::Gone => rig.file.inner.hits() > 0,
         Wrong::Fault(Target::Parent, ..) => parent.expect("there is a parent").hits() > 0,
         Wrong::Flip => rig.file.flip.load(Ordering::Relaxed) == 0,
     };

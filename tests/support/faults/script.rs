@@ -88,6 +88,18 @@ fn small(kind: Kind) -> Vec<Script> {
         ("reopen with replay", vec![first, Flush, other, Flush], vec![Open, look, rewrite, write(2 * MIB, KIB), Flush]),
         ("reopen after a power cut", vec![first, Flush, PowerCut], vec![Open, Op::Read { at: MIB + 64 * KIB, len: 4 * KIB }, other, Flush]),
         ("a ragged end", vec![Close, Ragged, Open], vec![other, first, Flush]),
+        ("close what was never flushed", vec![first, other], vec![Close, Open, look]),
+        ("nothing but a replay", vec![first, Flush, trim, other, Flush, PowerCut], vec![Open, Close]),
+        ("a crash while a fault is dealt with", vec![first, Flush], vec![other, Flush, PowerCut, Open, look, first, Flush]),
+        (
+            "two crashes",
+            vec![first, Flush, PowerCut, Open, other, Flush],
+            vec![rewrite, Flush, PowerCut, Open, trim, Flush, PowerCut, Open],
+        ),
+        ("a touch of every block", vec![], vec![first, other, write(2 * MIB, KIB), write(5 * MIB, KIB), write(6 * MIB, KIB), Flush, Close]),
+        ("trim all, write again", vec![first, Flush], vec![Op::Trim { at: 0, len: SIZE }, Flush, first, rewrite, Flush, Close]),
+        ("flush of nothing", vec![first, Flush], vec![Flush, look, Flush, rewrite, Flush, Close, Open, Flush]),
+        ("zero, trim, write, all unflushed", vec![], vec![Op::Zeroes { at: 0, len: MIB }, trim, write(4 * MIB, 8 * KIB), rewrite, Close]),
     ];
     rows.into_iter().map(|(name, setup, ops)| Script { kind, name, setup, ops, halves: name != "unaligned" }).collect()
 }

@@ -241,7 +241,9 @@ fn read_only(images: &[Image], untrusted: bool) -> bool {
     bounded("reading", 0, || {
         let options = OpenOptions::new().untrusted(untrusted);
         let Some(disk) = open(Arc::clone(&watched[0]) as Arc<dyn Storage>, &watched[1..], &options) else { return false };
-        let sound = disk.check().is_ok_and(|report| report.is_sound());
+        // A place beyond the file's end that an entry without a block names is a warning, until the file grows over it and it is somebody
+        // else's: then the same entry is an error, though nothing is read through it.
+        let sound = disk.check().is_ok_and(|report| report.is_sound() && report.warnings.iter().all(|at| at.fault.key() != "stray_anchor"));
         watched.iter().for_each(|file| file.expect_blocks(256 * MIB));
         look(&disk, &fences, &files);
         sound
@@ -273,7 +275,8 @@ fn writing(images: &[Image], sound: bool) {
         }
         let again = open(Watched::sealed(leaf), &[], &OpenOptions::new().parents(diffdisk::ParentPolicy::Deny));
         let again = again.expect("what was sound and closed opens");
-        assert!(again.check().is_ok_and(|report| report.is_sound()), "what was sound and written to is sound");
+        let report = again.check();
+        assert!(report.as_ref().is_ok_and(|report| report.is_sound()), "what was sound and written to is sound: {report:?}");
         for (at, len, byte) in written.into_iter().filter(|&(at, _, _)| at / info.block_size != 7) {
             let mut buf = vec![0; len as usize];
             again.read_at(&mut buf, at).expect("what was written can be read");
