@@ -184,6 +184,39 @@ fn a_moved_store_is_repaired_and_a_sweep_says_what_it_did() {
 }
 
 #[test]
+fn a_check_tells_of_files_and_books() {
+    let place = Place::new();
+    let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    place.ok("clone save a s");
+    let sound = place.json("clone check a");
+    assert_eq!(keys(&sound), ["books", "clone", "files", "sound"]);
+    assert_eq!((&sound["sound"], sound["files"][0]["layers"].as_array().unwrap().len()), (&json!(true), 3));
+    assert_eq!(place.json("image check app")["reference"], "app@1");
+    assert!(place.ok("image check app").contains("0 errors"));
+    place.fails(3, "clone check b");
+    place.fails(3, "image check app@2");
+    std::fs::rename(place.home.join("a.s.avhdx"), place.home.join("away")).unwrap();
+    std::fs::remove_file(place.home.join("a.vhdx.json")).unwrap();
+    let output = place.run("clone check a --json");
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    let broken: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(keys(&broken["books"][0]), ["fault", "file", "message", "repairable", "severity"]);
+    for (key, value) in [("no_sidecar", "warning"), ("no_savepoint", "error")] {
+        let finding = broken["books"].as_array().unwrap().iter().find(|finding| finding["fault"] == key).unwrap();
+        assert_eq!(finding["severity"], value);
+        assert!(documented.contains(&format!("`{key}`")), "{key}");
+    }
+    let output = place.run("clone check a");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("sidecar is missing (clone repair)") && output.stderr.is_empty(), "{text}");
+    std::fs::rename(place.home.join("away"), place.home.join("a.s.avhdx")).unwrap();
+    place.ok("clone repair a");
+    assert_eq!(place.json("clone check a")["books"], json!([]));
+}
+
+#[test]
 fn relink_wants_a_proof() {
     let place = Place::new();
     let path = |name: &str| place.home.join(name);
