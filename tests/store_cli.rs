@@ -217,6 +217,33 @@ fn a_check_tells_of_files_and_books() {
 }
 
 #[test]
+fn a_clone_is_hydrated_and_resized() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    place.write("a.vhdx", 2 << 20, b"mine");
+    let digest = place.ok("digest a.vhdx --parents images");
+    let done = place.json("clone hydrate a");
+    assert_eq!(keys(&done), ["blocks", "copied", "file", "is_cut"]);
+    assert_eq!((done["copied"].as_u64().unwrap() > 0, &done["is_cut"]), (true, &json!(false)));
+    assert_eq!(place.ok("digest a.vhdx --parents images"), digest);
+    place.ok("clone save a s");
+    let done = place.json("clone resize a --size 64M");
+    assert_eq!((keys(&done), &done["virtual_size"]), (vec!["file", "virtual_size", "virtual_size_before"], &json!(64 << 20)));
+    assert!(place.ok("clone resize a --size 65M").contains("savepoints keep the size they have: s"));
+    assert_eq!(place.json("clone list")["clones"][0]["sizes"]["virtual"], 65 << 20);
+    assert!(place.fails(2, "clone resize a --size 64M").contains("--shrink says so"));
+    place.ok("clone resize a --size 5M --shrink");
+    place.write("a.vhdx", 4 << 20, b"end");
+    assert!(place.fails(2, "clone resize a --size 4M --shrink").contains("would be lost"));
+    place.fails(2, "clone resize a --size 65T");
+    place.fails(3, "clone resize b --size 1G");
+    place.fails(3, "clone hydrate b");
+    place.ok("clone revert a s");
+    assert_eq!(place.ok("digest a.vhdx --parents images"), digest);
+}
+
+#[test]
 fn relink_wants_a_proof() {
     let place = Place::new();
     let path = |name: &str| place.home.join(name);

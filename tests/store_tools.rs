@@ -3,7 +3,10 @@
 #[path = "support/store.rs"]
 mod support;
 
-use diffdisk::{BookFault, Cancel, CloneDisk, ErrorKind, NoProgress, OpenOptions, Severity, StoreReport, Structure};
+use diffdisk::{
+    BookFault, Cancel, CloneDisk, ErrorKind, NoProgress, OpenOptions, Progress, ResetOptions, ResizeOptions, Severity, StoreReport,
+    Structure,
+};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use support::{MIB, RAW_LEN, World, content, first, quick};
@@ -213,4 +216,139 @@ fn an_image_is_held_against_its_manifest() {
     assert!(!report.is_sound() && faults(&report) == ["digests", "writable"], "{report:?}");
     std::fs::remove_file(image.path()).unwrap();
     assert_eq!(faults(&check()), ["digests", "no_file"]);
+}
+
+/// Presses Ctrl-C once something was done.
+struct Impatient<'a>(&'a Cancel);
+
+impl Progress for Impatient<'_> {
+    fn phase(&self, _phase: diffdisk::Phase, _total: Option<u64>) {}
+
+    fn advance(&self, done: u64) {
+        if done > 0 {
+            self.0.cancel();
+        }
+    }
+}
+
+#[test]
+fn a_hydrated_clone_holds_what_it_shows_and_keeps_its_link() {
+    let world = World::new();
+    let (clone, model) = branched(&world);
+    let open = clone.open().unwrap();
+    assert_eq!(clone.hydrate(&NoProgress, &Cancel::new()).unwrap_err().kind(), ErrorKind::InUse);
+    open.close().unwrap();
+    let cancel = Cancel::new();
+    cancel.cancel();
+    assert_eq!(clone.hydrate(&NoProgress, &cancel).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(whole(&clone) == model);
+    let done = clone.hydrate(&NoProgress, &Cancel::new()).unwrap();
+    assert!(done.copied > 0 && !done.is_cut, "{done:?}");
+    assert!(whole(&clone) == model);
+    in_order(&clone);
+    assert_eq!((clone.parents().unwrap().len(), clone.savepoints().unwrap().len()), (2, 2));
+    // Nothing of it is the parents' any more.
+    let disk = clone.open_with(&OpenOptions::new()).unwrap();
+    let foreign = disk.extents(0, disk.size()).unwrap().map(Result::unwrap).filter(|extent| match extent.kind {
+        diffdisk::ExtentKind::Data { layer, .. } => layer > 0,
+        diffdisk::ExtentKind::Zero { layer } => layer.is_some_and(|layer| layer > 0),
+    });
+    assert_eq!(foreign.count(), 0);
+    drop(disk);
+    assert_eq!(clone.hydrate(&NoProgress, &Cancel::new()).unwrap().copied, 0);
+    assert_eq!(world.store.image("app").unwrap().remove().unwrap_err().kind(), ErrorKind::InUse, "the link is there");
+    assert!(world.leftovers().is_empty());
+}
+
+#[test]
+fn a_hydration_that_was_stopped_goes_on() {
+    let world = World::new();
+    let clone = world.image("app").create_clone(world.path("alice"), &quick()).unwrap();
+    let mut rounds = 0;
+    loop {
+        let cancel = Cancel::new();
+        let result = clone.hydrate(&Impatient(&cancel), &cancel);
+        assert!(whole(&clone) == golden());
+        in_order(&clone);
+        match result {
+            Ok(_) => break,
+            Err(e) => assert!(e.kind() == ErrorKind::Cancelled && e.to_string().contains("goes on"), "{e}"),
+        }
+        rounds += 1;
+        assert!(rounds < 100, "it never ends");
+    }
+    assert_eq!(clone.hydrate(&NoProgress, &Cancel::new()).unwrap().copied, 0);
+}
+
+#[test]
+fn a_clone_is_hydrated_while_it_is_written_and_saved() {
+    let world = World::new();
+    let clone = world.image("app").create_clone(world.path("alice"), &quick()).unwrap();
+    let live = clone.open_live().unwrap();
+    let mut model = golden();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for n in 0..200_u64 {
+                live.write_at(&[n as u8; 700], n * 40_000).unwrap();
+            }
+        });
+        assert!(live.hydrate(&NoProgress, &Cancel::new()).unwrap().copied > 0);
+        live.save("s").unwrap();
+        writer.join().unwrap();
+    });
+    for n in 0..200_usize {
+        model[n * 40_000..n * 40_000 + 700].fill(n as u8);
+    }
+    live.close().unwrap();
+    assert!(whole(&clone) == model);
+    in_order(&clone);
+}
+
+#[test]
+fn a_clone_has_another_size_and_its_savepoints_keep_theirs() {
+    let world = World::new();
+    let (clone, mut model) = branched(&world);
+    let resize = |size: u64, options: ResizeOptions| clone.resize(size, &options, &NoProgress, &Cancel::new());
+    let virtual_size = || world.store.clones().unwrap()[0].sizes.unwrap().virtual_size;
+    let (small, large) = (size() as u64, 64 * MIB);
+    let resized = resize(large, ResizeOptions::new()).unwrap();
+    assert_eq!((resized.from, resized.to), (small, large));
+    model.resize(large as usize, 0);
+    assert!(whole(&clone) == model);
+    in_order(&clone);
+    assert_eq!((virtual_size(), clone.summary().unwrap().sizes.unwrap().virtual_size), (large, large));
+    write(&clone, &mut model, large - 512, 5, 512);
+
+    // Smaller only where nothing is lost, and only by somebody who says so.
+    assert_eq!(resize(small, ResizeOptions::new()).unwrap_err().kind(), ErrorKind::InvalidInput);
+    let message = resize(small, ResizeOptions::new().shrink(true)).unwrap_err().to_string();
+    assert!(message.contains("would be lost"), "{message}");
+    assert!(whole(&clone) == model);
+
+    // A savepoint of the larger clone, and the smaller ones below it.
+    clone.save("large").unwrap();
+    let disk = clone.open().unwrap();
+    disk.trim(large - MIB, MIB).unwrap();
+    disk.close().unwrap();
+    resize(small, ResizeOptions::new().shrink(true)).unwrap();
+    assert!(whole(&clone) == model[..small as usize]);
+    assert_eq!(virtual_size(), small);
+    in_order(&clone);
+    for (name, size) in [("s1", small), ("s2", small), ("large", large)] {
+        clone.revert(name).unwrap();
+        assert_eq!((whole(&clone).len() as u64, virtual_size()), (size, size), "{name}");
+    }
+    assert!(whole(&clone) == model);
+    clone.drop_savepoint("large").unwrap();
+    clone.drop_savepoint("s1").unwrap();
+    assert!(whole(&clone) == model, "merged with what it stood on");
+    in_order(&clone);
+    clone.set_protected(true).unwrap();
+    assert_eq!(resize(large * 2, ResizeOptions::new()).unwrap_err().kind(), ErrorKind::Denied);
+    clone.set_protected(false).unwrap();
+    clone.reset(&ResetOptions::default().discard_savepoints(true)).unwrap();
+    assert!(whole(&clone) == golden() && virtual_size() == small);
+    let open = clone.open().unwrap();
+    assert_eq!(resize(large, ResizeOptions::new()).unwrap_err().kind(), ErrorKind::InUse);
+    open.close().unwrap();
 }

@@ -29,6 +29,8 @@ pub enum CloneVerb {
     Drop(DropArgs),
     Rebase(RebaseArgs),
     Compact(tools::CompactArgs),
+    Resize(tools::ResizeArgs),
+    Hydrate(tools::HydrateArgs),
     Rename(RenameArgs),
     Protect(ProtectArgs),
     Expire(ExpireArgs),
@@ -260,6 +262,8 @@ impl CloneVerb {
             Self::Drop(args) => drop_savepoint(&args.which, ctx),
             Self::Rebase(args) => rebase(args, ctx),
             Self::Compact(args) => tools::compact(args, ctx),
+            Self::Resize(args) => tools::resize(args, ctx),
+            Self::Hydrate(args) => tools::hydrate(args, ctx),
             Self::Rename(args) => show(&find(&args.store, &args.clone)?.rename(&args.path)?, ctx),
             Self::Protect(args) => {
                 let clone = find(&args.store, &args.clone)?;
