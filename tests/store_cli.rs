@@ -184,6 +184,66 @@ fn a_moved_store_is_repaired_and_a_sweep_says_what_it_did() {
 }
 
 #[test]
+fn a_check_tells_of_files_and_books() {
+    let place = Place::new();
+    let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    place.ok("clone save a s");
+    let sound = place.json("clone check a");
+    assert_eq!(keys(&sound), ["books", "clone", "files", "sound"]);
+    assert_eq!((&sound["sound"], sound["files"][0]["layers"].as_array().unwrap().len()), (&json!(true), 3));
+    assert_eq!(place.json("image check app")["reference"], "app@1");
+    assert!(place.ok("image check app").contains("0 errors"));
+    place.fails(3, "clone check b");
+    place.fails(3, "image check app@2");
+    std::fs::rename(place.home.join("a.s.avhdx"), place.home.join("away")).unwrap();
+    std::fs::remove_file(place.home.join("a.vhdx.json")).unwrap();
+    let output = place.run("clone check a --json");
+    assert_eq!(output.status.code(), Some(6), "{output:?}");
+    let broken: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(keys(&broken["books"][0]), ["fault", "file", "message", "repairable", "severity"]);
+    for (key, value) in [("no_sidecar", "warning"), ("no_savepoint", "error")] {
+        let finding = broken["books"].as_array().unwrap().iter().find(|finding| finding["fault"] == key).unwrap();
+        assert_eq!(finding["severity"], value);
+        assert!(documented.contains(&format!("`{key}`")), "{key}");
+    }
+    let output = place.run("clone check a");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("sidecar is missing (clone repair)") && output.stderr.is_empty(), "{text}");
+    std::fs::rename(place.home.join("away"), place.home.join("a.s.avhdx")).unwrap();
+    place.ok("clone repair a");
+    assert_eq!(place.json("clone check a")["books"], json!([]));
+}
+
+#[test]
+fn a_clone_is_hydrated_and_resized() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    place.write("a.vhdx", 2 << 20, b"mine");
+    let digest = place.ok("digest a.vhdx --parents images");
+    let done = place.json("clone hydrate a");
+    assert_eq!(keys(&done), ["blocks", "copied", "file", "is_cut"]);
+    assert_eq!((done["copied"].as_u64().unwrap() > 0, &done["is_cut"]), (true, &json!(false)));
+    assert_eq!(place.ok("digest a.vhdx --parents images"), digest);
+    place.ok("clone save a s");
+    let done = place.json("clone resize a --size 64M");
+    assert_eq!((keys(&done), &done["virtual_size"]), (vec!["file", "virtual_size", "virtual_size_before"], &json!(64 << 20)));
+    assert!(place.ok("clone resize a --size 65M").contains("savepoints keep the size they have: s"));
+    assert_eq!(place.json("clone list")["clones"][0]["sizes"]["virtual"], 65 << 20);
+    assert!(place.fails(2, "clone resize a --size 64M").contains("--shrink says so"));
+    place.ok("clone resize a --size 5M --shrink");
+    place.write("a.vhdx", 4 << 20, b"end");
+    assert!(place.fails(2, "clone resize a --size 4M --shrink").contains("would be lost"));
+    place.fails(2, "clone resize a --size 65T");
+    place.fails(3, "clone resize b --size 1G");
+    place.fails(3, "clone hydrate b");
+    place.ok("clone revert a s");
+    assert_eq!(place.ok("digest a.vhdx --parents images"), digest);
+}
+
+#[test]
 fn relink_wants_a_proof() {
     let place = Place::new();
     let path = |name: &str| place.home.join(name);

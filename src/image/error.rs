@@ -328,6 +328,15 @@ impl StoreError {
         move |source| Self::Disk { path, source }
     }
 
+    /// A verb of the toolbox that found the file in use says so in our words.
+    pub(super) fn work(path: impl AsRef<Path>) -> impl FnOnce(ToolError) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| match &source {
+            ToolError::Open { .. } if source.kind() == ErrorKind::InUse => Self::in_use(&path),
+            _ => Self::Work { source },
+        }
+    }
+
     pub(super) fn in_use(path: &Path) -> Self {
         let next = "close the database, server or mount that has it open and try again";
         Self::InUse { path: path.to_path_buf(), who: "somebody else", next }

@@ -38,6 +38,7 @@
 //! [`Store::sweep`]. A lock that somebody holds tells a creation in progress from one that died.
 
 mod catalog;
+mod check;
 mod clock;
 mod clone;
 #[cfg(unix)]
@@ -67,6 +68,7 @@ mod steps;
 mod sweep;
 
 pub use catalog::{Catalog, Problem, Store};
+pub use check::{BookFault, BookFinding, ExaminedFiles, StoreReport};
 pub use clock::Timestamp;
 pub use clone::{CloneDisk, Origin, ResetOptions};
 #[cfg(unix)]

@@ -15,10 +15,10 @@ use super::clone::{CloneDisk, ResetOptions};
 use super::error::StoreError;
 use super::files::Durability;
 use super::record::NextImage;
-use crate::chain::{OpenOptions, ParentPolicy};
+use crate::chain::{Disk, OpenOptions, ParentPolicy};
 use crate::disk::compact::{CompactOptions, CompactReport};
 use crate::progress::{Cancel, Progress};
-use crate::tools::{self, RebaseOptions, Rebased};
+use crate::tools::{self, Hydrated, RebaseOptions, Rebased, ResizeOptions, Resized, ToolError};
 
 impl CloneDisk {
     /// Puts the clone onto another image, usually a newer generation of its own: `latest`, or a reference like `app@3`. Where its parents are
@@ -81,10 +81,70 @@ impl CloneDisk {
     /// that is open is compacted by whoever has it open ([`crate::LiveDisk::compact`]).
     ///
     /// # Errors
-    /// `InUse` while somebody has it open; `Work`.
+    /// `InUse` while somebody has it open; `Cancelled`; `Work`.
     pub fn compact(&self, options: &CompactOptions, progress: &dyn Progress, cancel: &Cancel) -> Result<CompactReport, StoreError> {
-        let disk = self.open_with(&OpenOptions::new().writable(true))?;
-        let done = disk.compact(options, progress, cancel).map_err(|source| StoreError::Work { source });
+        self.on_disk("giving space back", |disk| disk.compact(options, progress, cancel))
+    }
+
+    /// Copies everything that the clone can read from its savepoints and its image into its own file; the link stays. See
+    /// [`crate::Disk::hydrate`]. A clone that is open is hydrated by whoever has it open ([`crate::LiveDisk::hydrate`]).
+    ///
+    /// ```
+    /// use diffdisk::{Cancel, CloneOptions, ImageOptions, NoProgress, Source, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (raw, alice) = (dir.path().join("db.img"), dir.path().join("alice.vhdx"));
+    /// # std::fs::write(&raw, [7; 1 << 20])?;
+    /// # let store = Store::open(dir.path().join("images"))?;
+    /// let image = store.create_image("app", Source::raw(&raw), &ImageOptions::default(), &NoProgress, &Cancel::new())?;
+    /// let clone = image.create_clone(&alice, &CloneOptions::default())?;
+    /// assert_eq!(clone.hydrate(&NoProgress, &Cancel::new())?.copied, 1 << 20);
+    /// assert_eq!(clone.hydrate(&NoProgress, &Cancel::new())?.copied, 0, "there is nothing left to copy");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `InUse` while somebody has it open; `Cancelled`: what was copied is kept, and calling again goes on; `Work`.
+    pub fn hydrate(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Hydrated, StoreError> {
+        self.on_disk("hydrating the clone", |disk| disk.hydrate(progress, cancel))
+    }
+
+    /// Gives the clone another virtual size, all or nothing; see [`crate::Disk::resize`]. Smaller only where the options say so and where nothing is
+    /// lost. Its savepoints are frozen and keep the size they have: the clone has that size again when it is reverted to one of them, and the image's
+    /// when it is reset.
+    ///
+    /// ```
+    /// use diffdisk::{Cancel, CloneOptions, ImageOptions, NoProgress, ResizeOptions, Source, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (raw, alice) = (dir.path().join("db.img"), dir.path().join("alice.vhdx"));
+    /// # std::fs::write(&raw, [7; 1 << 20])?;
+    /// # let store = Store::open(dir.path().join("images"))?;
+    /// let image = store.create_image("app", Source::raw(&raw), &ImageOptions::default(), &NoProgress, &Cancel::new())?;
+    /// let clone = image.create_clone(&alice, &CloneOptions::default())?;
+    /// clone.resize(1 << 30, &ResizeOptions::new(), &NoProgress, &Cancel::new())?;
+    /// assert_eq!(clone.open()?.size(), 1 << 30);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `InUse` while somebody has it open; `Protected`; `Cancelled`; `Work` for a size that no disk can have, or that loses content.
+    pub fn resize(&self, size: u64, options: &ResizeOptions, progress: &dyn Progress, cancel: &Cancel) -> Result<Resized, StoreError> {
+        let (_held, record) = self.hold()?;
+        self.refuse_if_protected(&record)?;
+        let line = self.line(&record, self.linkage()?)?;
+        let options = options.clone().open(OpenOptions::new().parents(ParentPolicy::Paths(line)));
+        Disk::resize(&self.path, size, &options, progress, cancel).map_err(|source| match source {
+            ToolError::Cancelled => StoreError::Cancelled { doing: "resizing the clone", left: "it has the size it had" },
+            source => StoreError::work(&self.path)(source),
+        })
+    }
+
+    /// Opens the clone for a verb that works on one open disk and may be stopped anywhere.
+    fn on_disk<T>(&self, doing: &'static str, work: impl FnOnce(&Disk) -> Result<T, ToolError>) -> Result<T, StoreError> {
+        let disk = self.open()?;
+        let done = work(&disk).map_err(|source| match source {
+            ToolError::Cancelled => StoreError::Cancelled { doing, left: "what was done is kept, and the same again goes on" },
+            source => StoreError::Work { source },
+        });
         // What was done before it was stopped is done, so the disk is closed in any case.
         let closed = disk.close().map_err(StoreError::disk(&self.path));
         let report = done?;

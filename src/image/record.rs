@@ -94,6 +94,7 @@ pub(super) struct Record {
     /// The image that a reset is about to put under it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) next_image: Option<NextImage>,
+    /// The image's when the clone was put on it. What the clone has, which may have been resized since, its file says.
     pub(super) virtual_size: u64,
     pub(super) created: Timestamp,
     pub(super) created_by: String,

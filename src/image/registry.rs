@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What the first line of the index begins with.
-const HEADLINE: &str = "diffdisk-index 1 ";
+const HEADLINE: &str = "diffdisk-index 2 ";
 /// A file that changed this recently may change again without looking different.
 const SETTLING: Duration = Duration::from_secs(2);
 /// How long a clone without a file is taken for one that is being made.
@@ -119,7 +119,15 @@ impl Stamp {
 pub(super) struct Known {
     record_stamp: Stamp,
     record: Record,
-    leaf: Option<(Stamp, u64)>,
+    leaf: Option<(Stamp, Leaf)>,
+}
+
+/// What only a look into a clone's file tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Leaf {
+    virtual_size: u64,
+    /// Bytes of its own.
+    diverged: u64,
 }
 
 type Index = HashMap<String, Known>;
@@ -278,22 +286,22 @@ impl Store {
     }
 
     /// What a listing says of one clone, and what is worth remembering of it.
-    pub(super) fn summarize(&self, record: &Record, known: Option<&Known>) -> (CloneSummary, Option<(Stamp, u64)>) {
+    pub(super) fn summarize(&self, record: &Record, known: Option<&Known>) -> (CloneSummary, Option<(Stamp, Leaf)>) {
         let path = &record.path;
         let metadata = std::fs::metadata(path).ok();
         let stamp = metadata.as_ref().map(|metadata| Stamp::of(path, metadata));
         let remembered = known.and_then(|known| known.leaf).filter(|(then, _)| Some(*then) == stamp);
-        let diverged = match (remembered, stamp) {
-            (Some((_, diverged)), _) => Some(diverged),
-            (None, Some(_)) => diverged_of(path),
+        let found = match (remembered, stamp) {
+            (Some((_, leaf)), _) => Some(leaf),
+            (None, Some(_)) => look_into(path),
             (None, None) => None,
         };
-        let leaf = stamp.zip(diverged).filter(|(stamp, _)| stamp.is_settled());
-        let sizes = stamp.zip(diverged).map(|(stamp, diverged)| Sizes {
-            virtual_size: record.virtual_size,
+        let leaf = stamp.zip(found).filter(|(stamp, _)| stamp.is_settled());
+        let sizes = stamp.zip(found).map(|(stamp, leaf)| Sizes {
+            virtual_size: leaf.virtual_size,
             apparent: stamp.len,
             allocated: stamp.allocated,
-            diverged,
+            diverged: leaf.diverged,
         });
         let dir = path.parent().unwrap_or(Path::new("."));
         let saved = |file: &String| super::steps::allocated(&dir.join(file));
@@ -346,12 +354,13 @@ fn state_of_absent(record: &Record) -> CloneState {
     if record.created.after(MAKING) > Timestamp::now() { CloneState::Making } else { CloneState::Missing }
 }
 
-/// Bytes of the clone's own. Looked at without a lock, because a listing must not keep anybody from opening a clone; what it says of one
+/// Size, and bytes of the clone's own. Looked at without a lock, because a listing must not keep anybody from opening a clone; what it says of one
 /// that is being written is about right.
-fn diverged_of(path: &Path) -> Option<u64> {
+fn look_into(path: &Path) -> Option<Leaf> {
     let file = Arc::new(FileStorage::peek(path).ok()?);
     let disk = Disk::open_on(file, Vec::new(), &OpenOptions::new().parents(ParentPolicy::Deny)).ok()?;
-    Some(disk.info().ok()?.sizes.diverged)
+    let sizes = disk.info().ok()?.sizes;
+    Some(Leaf { virtual_size: sizes.virtual_size, diverged: sizes.diverged })
 }
 
 #[cfg(unix)]

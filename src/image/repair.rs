@@ -1,4 +1,8 @@
-//! Putting right what moved: a clone's note of where its parent is.
+//! Putting right what moved or was damaged: a clone's files, and its note of where its parent is.
+//!
+//! What is inside a file is put right by [`Disk::repair`], which tries it on a draft first and writes only what is better in every respect
+//! (`docs/design/0008`), and only where [`Disk::examine`] finds an error or a warning that it calls repairable. Images are sealed and never repaired: they
+//! are restored, or made anew.
 //!
 //! The store opens clones by identity and needs no paths. Windows, `qemu` and every other program follow the paths in the parent locator,
 //! and those are wrong once a store was moved or an image renamed. Repair writes the right ones, with proof: the identity in the locator
@@ -11,6 +15,11 @@ use super::files::{self, Durability};
 use super::open::linkage_of;
 use super::seal::make_read_only;
 use crate::chain::{Disk, LinkProof, OpenOptions, ParentPolicy};
+use crate::disk::check::Repair;
+use crate::disk::repair::RepairStep;
+use crate::kind::ErrorKind;
+use crate::progress::{Cancel, NoProgress};
+use crate::tools::RepairOptions;
 use std::path::{Path, PathBuf};
 
 /// What a repair did to one clone.
@@ -24,12 +33,27 @@ pub struct Repaired {
     pub failed: Option<StoreError>,
 }
 
+/// How deep a repair looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Depth {
+    /// Into every file.
+    Files,
+    /// Into the books and the locators: only an image has moved.
+    Books,
+}
+
 impl CloneDisk {
-    /// Puts right what a crash, a move or a renamed image left: the sidecar, the store's record, the paths in the files.
+    /// Puts right what a crash, a move, a renamed image or a failing disk left: what is inside the clone's file and its savepoints' (see
+    /// [`Disk::repair`]), the sidecar, the store's record, the paths in the files.
     ///
     /// # Errors
-    /// `InUse` while somebody has it open; `NoImage` when no image of the store has the identity that it stands on.
+    /// `InUse` while somebody has it open; `NoImage` when no image of the store has the identity that it stands on; `Work` when a damaged file
+    /// cannot be repaired, `Open` when it does not open afterwards either ([`CloneDisk::check`] tells everything).
     pub fn repair(&self) -> Result<Repaired, StoreError> {
+        self.repair_as(Depth::Files)
+    }
+
+    fn repair_as(&self, depth: Depth) -> Result<Repaired, StoreError> {
         let mut repaired = Repaired { clone: self.path.clone(), done: Vec::new(), failed: None };
         let sidecar_was_there = files::exists(&self.sidecar())?;
         for name in self.record()?.dropping {
@@ -44,9 +68,21 @@ impl CloneDisk {
         if !sidecar_was_there {
             repaired.done.push("its sidecar was missing and has been written again".to_owned());
         }
-        let line = self.line(&record, self.linkage()?)?;
         // From the image upwards, so that a savepoint is in order before something is checked against it.
         let savepoints: Vec<PathBuf> = record.savepoints.iter().map(|savepoint| self.dir().join(&savepoint.file)).collect();
+        for savepoint in &savepoints {
+            if files::exists(savepoint)? && !is_read_only(savepoint)? {
+                make_read_only(savepoint)?;
+                repaired.done.push(format!("{} is frozen and is read-only again", savepoint.display()));
+            }
+        }
+        if depth == Depth::Files {
+            for file in savepoints.iter().chain([&self.path]) {
+                let steps = mend(file)?;
+                repaired.done.extend(steps.iter().map(|step| format!("{}: {step}", file.display())));
+            }
+        }
+        let line = self.line(&record, self.linkage()?)?;
         for file in savepoints.iter().chain([&self.path]) {
             let parent = self.line(&record, linkage_of(file)?)?.swap_remove(0);
             if leads_to(file, &parent) {
@@ -84,27 +120,27 @@ impl Store {
     /// `Io` or `Damaged` when the records cannot be read. What goes wrong with single clones is in the result.
     pub fn repair_clones(&self) -> Result<Vec<Repaired>, StoreError> {
         let paths = self.records()?.into_iter().map(|record| record.path).collect();
-        Ok(self.repair_all(paths))
+        Ok(self.repair_all(paths, Depth::Files))
     }
 
     pub(super) fn repair_clones_of(&self, image: &str) -> Result<Vec<Repaired>, StoreError> {
         let generations = self.generations(image)?;
         let is_of = |guid| generations.iter().any(|image| image.manifest().data_write_guid == guid);
         let paths = self.records()?.into_iter().filter(|record| is_of(record.image_guid)).map(|record| record.path).collect();
-        Ok(self.repair_all(paths))
+        Ok(self.repair_all(paths, Depth::Books))
     }
 
-    fn repair_all(&self, paths: Vec<PathBuf>) -> Vec<Repaired> {
+    fn repair_all(&self, paths: Vec<PathBuf>, depth: Depth) -> Vec<Repaired> {
         let one = |path: PathBuf| {
             let clone = CloneDisk { store: self.clone(), path, origin: Origin::Found };
-            clone.repair().unwrap_or_else(|e| Repaired { clone: clone.path, done: Vec::new(), failed: Some(e) })
+            clone.repair_as(depth).unwrap_or_else(|e| Repaired { clone: clone.path, done: Vec::new(), failed: Some(e) })
         };
         paths.into_iter().map(one).collect()
     }
 }
 
 /// Whether the paths in a file lead any reader to its parent.
-fn leads_to(file: &Path, parent: &Path) -> bool {
+pub(super) fn leads_to(file: &Path, parent: &Path) -> bool {
     let found = Disk::open(file, &OpenOptions::new().parents(ParentPolicy::Anywhere)).ok().and_then(|disk| {
         let layer = disk.layers().nth(1)?;
         layer.path.clone()
@@ -113,20 +149,45 @@ fn leads_to(file: &Path, parent: &Path) -> bool {
 }
 
 fn relink(file: &Path, parent: &Path) -> Result<(), StoreError> {
+    while_writable(file, || Disk::relink(file, parent, LinkProof::Required))?.map_err(|source| match source.kind() {
+        ErrorKind::InUse => StoreError::in_use(file),
+        _ => StoreError::Relink { path: file.to_path_buf(), source },
+    })
+}
+
+/// Repairs a file of the clone's own, where it must be; nothing that a reader sees changes, nor its identity. Returns what was done.
+fn mend(file: &Path) -> Result<Vec<RepairStep>, StoreError> {
+    let alone = OpenOptions::new().parents(ParentPolicy::Deny);
+    let found = match Disk::examine(file, &alone, &NoProgress, &Cancel::new()) {
+        Ok(found) => found,
+        // Who comes next says that it is missing, in better words.
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(StoreError::work(file)(e)),
+    };
+    if !found.errors.iter().chain(&found.warnings).any(|finding| finding.repair == Repair::Repairable) {
+        return Ok(Vec::new());
+    }
+    let repaired = while_writable(file, || Disk::repair(file, &RepairOptions::new(), &NoProgress, &Cancel::new()))?;
+    repaired.map(|report| report.steps).map_err(StoreError::work(file))
+}
+
+/// Does something to a file that may be a savepoint, and so read-only.
+fn while_writable<T>(file: &Path, work: impl FnOnce() -> T) -> Result<T, StoreError> {
     let failed = |e| StoreError::io("make writable", file)(e);
     let permissions = std::fs::metadata(file).map_err(failed)?.permissions();
     let read_only = permissions.readonly();
     if read_only {
         make_writable(file, permissions).map_err(StoreError::io("make writable", file))?;
     }
-    let result = Disk::relink(file, parent, LinkProof::Required);
+    let result = work();
     if read_only {
         make_read_only(file)?;
     }
-    result.map_err(|source| match source.kind() {
-        crate::kind::ErrorKind::InUse => StoreError::in_use(file),
-        _ => StoreError::Relink { path: file.to_path_buf(), source },
-    })
+    Ok(result)
+}
+
+pub(super) fn is_read_only(path: &Path) -> Result<bool, StoreError> {
+    Ok(std::fs::metadata(path).map_err(StoreError::io("look at", path))?.permissions().readonly())
 }
 
 /// A savepoint's file, for the moment in which its locator is written.

@@ -20,6 +20,7 @@
 //! can be built again from its trace.
 //! [`FaultStorage`] is the companion for storage that fails while the program lives on.
 
+mod choice;
 mod crash;
 mod enumerate;
 mod fault;
@@ -29,7 +30,8 @@ mod sparse;
 mod tests;
 mod volume;
 
-pub use crash::{Atom, BeyondEnd, Choice, Class, CrashImage, CrashOptions, CrashWalk, Flight, FreshSpace, Torn};
+pub use choice::{BeyondEnd, Choice, Class, Flight, FreshSpace, Torn};
+pub use crash::{Atom, CrashImage, CrashOptions, CrashWalk};
 pub use enumerate::{Limits, Rng, Share};
 pub use fault::{CallKind, Calls, Fault, FaultStorage, Lost, Repeat};
 pub use fixed::Fixed;

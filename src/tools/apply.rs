@@ -2,7 +2,6 @@
 
 use super::buffer::{Buffer, CHUNK, GRAIN};
 use super::content::Content;
-use super::convert::Put;
 use super::crew::Crew;
 use super::diff::{ChangeKind, changes};
 use super::error::{About, ToolError};
@@ -11,6 +10,13 @@ use crate::chain::Disk;
 use crate::progress::Phase;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
+
+/// What was put into a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Put {
+    pub(crate) written: u64,
+    pub(crate) zeroed: u64,
+}
 
 struct State {
     shown: Buffer,

@@ -11,7 +11,7 @@
 //!   4 sync it, rename it, sync the directory  the new file
 //! ```
 
-use super::apply;
+use super::apply::{self, Put};
 use super::buffer::{Buffer, GRAIN, data_runs};
 use super::content::Content;
 use super::crew::Crew;
@@ -164,13 +164,6 @@ pub struct Converted {
     pub zeroed: u64,
     /// Bytes that the file system gave to the new file.
     pub allocated: u64,
-}
-
-/// What was put into a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Put {
-    pub(crate) written: u64,
-    pub(crate) zeroed: u64,
 }
 
 /// Copies a disk into a new file. The file appears whole or not at all; `cancel`, an error or a crash leave what was there before.

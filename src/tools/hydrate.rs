@@ -16,7 +16,7 @@
 //! a valid child that inherits less than before; going on later finds the rest.
 
 use super::error::{About, ToolError};
-use crate::chain::{Disk, ExtentKind, Parents};
+use crate::chain::{Disk, ExtentKind, LiveDisk, Parents};
 use crate::disk::error::DiskError;
 use crate::disk::hydrate::Visited;
 use crate::disk::items::ItemFault;
@@ -120,6 +120,17 @@ impl Disk {
             return Err(e);
         }
         Ok(run.done)
+    }
+}
+
+impl LiveDisk {
+    /// As [`Disk::hydrate`]. A save waits until it is done, or cancelled.
+    ///
+    /// # Errors
+    /// As [`Disk::hydrate`].
+    pub fn hydrate(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Hydrated, ToolError> {
+        let done = self.without_switches(|disk| disk.hydrate(progress, cancel));
+        done.map_err(|cause| ToolError::Disk { path: PathBuf::new(), cause })?
     }
 }
 

@@ -11,7 +11,7 @@ use diffdisk::{
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Examine a disk, whether or not it opens, and repair it; exit code 6 when errors remain.
 ///
@@ -42,14 +42,34 @@ pub struct CheckArgs {
 #[derive(Serialize)]
 struct Answer {
     file: String,
+    #[serde(flatten)]
+    findings: Findings,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repair: Option<Repaired>,
+}
+
+/// What `--json` says of a report.
+#[derive(Serialize)]
+pub struct Findings {
     errors: Vec<Line>,
     warnings: Vec<Line>,
     notes: Vec<Line>,
     /// Findings beyond the first thousand of a severity.
     #[serde(skip_serializing_if = "is_zero")]
     unlisted: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    repair: Option<Repaired>,
+}
+
+impl Findings {
+    /// Of a report.
+    pub fn new(report: &CheckReport) -> Self {
+        let counted: u64 = [Severity::Error, Severity::Warning, Severity::Note].into_iter().map(|severity| report.count(severity)).sum();
+        Self {
+            errors: Line::all(&report.errors),
+            warnings: Line::all(&report.warnings),
+            notes: Line::all(&report.notes),
+            unlisted: counted - report.findings().count() as u64,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -147,13 +167,9 @@ impl Step {
 
 impl Answer {
     fn new(file: String, report: &CheckReport, repair: Option<&RepairReport>) -> Self {
-        let counted: u64 = [Severity::Error, Severity::Warning, Severity::Note].into_iter().map(|severity| report.count(severity)).sum();
         Self {
             file,
-            errors: Line::all(&report.errors),
-            warnings: Line::all(&report.warnings),
-            notes: Line::all(&report.notes),
-            unlisted: counted - report.findings().count() as u64,
+            findings: Findings::new(report),
             repair: repair.map(|repair| Repaired {
                 steps: repair.steps.iter().map(Step::new).collect(),
                 repaired: Line::all(&repair.repaired),
@@ -215,11 +231,23 @@ fn print(out: &mut dyn Write, args: &CheckArgs, report: &CheckReport) -> io::Res
 }
 
 fn sentence(finding: &Finding) -> String {
-    let what = finding.structure.key().replace('_', " ");
+    format!("{} of layer {}{}", what(finding), finding.layer, place(finding))
+}
+
+/// The same for a finding in a file that is named otherwise.
+pub fn sentence_about(finding: &Finding, file: &Path) -> String {
+    format!("{}: {}{}", file.display(), what(finding), place(finding))
+}
+
+fn what(finding: &Finding) -> String {
+    finding.structure.key().replace('_', " ")
+}
+
+fn place(finding: &Finding) -> String {
     let subject = match finding.subject {
         Some(Subject::Block(block)) => format!(" (block {block})"),
         Some(Subject::Chunk(chunk)) => format!(" (sector bitmap block of chunk {chunk})"),
         None => String::new(),
     };
-    format!("{what} of layer {} at {:#x}{subject}: {}", finding.layer, finding.at.get(), finding.fault)
+    format!(" at {:#x}{subject}: {}", finding.at.get(), finding.fault)
 }

@@ -1,18 +1,19 @@
 //! `clone`: what developers and test runs use and throw away.
 
 use crate::args::{StoreArgs, bytes, human, span};
-use crate::compact;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::exit;
 use crate::table;
 use diffdisk::{
-    Cancel, CloneDisk, CloneOptions, CloneSummary, CompactOptions, ErrorKind, IfExists, Origin, Pruned, RebaseOptions, Repaired,
-    ResetOptions, Savepoint, Step, Timestamp,
+    Cancel, CloneDisk, CloneOptions, CloneSummary, ErrorKind, IfExists, Origin, Pruned, RebaseOptions, Repaired, ResetOptions, Savepoint,
+    Step, Timestamp,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+mod tools;
 
 /// Make, reset and remove clones.
 #[derive(Debug, clap::Subcommand)]
@@ -27,12 +28,15 @@ pub enum CloneVerb {
     Revert(SavepointArgs),
     Drop(DropArgs),
     Rebase(RebaseArgs),
-    Compact(CompactArgs),
+    Compact(tools::CompactArgs),
+    Resize(tools::ResizeArgs),
+    Hydrate(tools::HydrateArgs),
     Rename(RenameArgs),
     Protect(ProtectArgs),
     Expire(ExpireArgs),
     Remove(RemoveArgs),
     Prune(PruneArgs),
+    Check(tools::CheckArgs),
     Repair(RepairArgs),
 }
 
@@ -154,19 +158,6 @@ pub struct RebaseArgs {
     store: StoreArgs,
 }
 
-/// Give space back that a clone's file does not need. Stopping at any moment leaves a valid clone, and running again goes on.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example: diffdisk clone compact alice --store images")]
-pub struct CompactArgs {
-    /// Path, name or identity.
-    clone: String,
-    /// Keep blocks that hold what the parent shows anyway.
-    #[arg(long)]
-    keep_copies: bool,
-    #[command(flatten)]
-    store: StoreArgs,
-}
-
 /// A clone and a savepoint of it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: diffdisk clone revert alice before-migration --store images")]
@@ -244,7 +235,7 @@ pub struct PruneArgs {
     store: StoreArgs,
 }
 
-/// Find moved parents again by their identity, put right what a crash left, sweep.
+/// Put right what is damaged in a clone's files, what a crash left, and paths to parents that moved; sweep.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  diffdisk clone repair alice --store moved-images\n  diffdisk clone repair --store moved-images")]
 pub struct RepairArgs {
@@ -270,13 +261,9 @@ impl CloneVerb {
             }
             Self::Drop(args) => drop_savepoint(&args.which, ctx),
             Self::Rebase(args) => rebase(args, ctx),
-            Self::Compact(args) => {
-                let clone = find(&args.store, &args.clone)?;
-                let (bar, cancel) = ctx.watch()?;
-                let report = clone.compact(&CompactOptions::new().drop_copies(!args.keep_copies), &bar, &cancel)?;
-                drop(bar);
-                compact::answer(clone.path(), &report, ctx)
-            }
+            Self::Compact(args) => tools::compact(args, ctx),
+            Self::Resize(args) => tools::resize(args, ctx),
+            Self::Hydrate(args) => tools::hydrate(args, ctx),
             Self::Rename(args) => show(&find(&args.store, &args.clone)?.rename(&args.path)?, ctx),
             Self::Protect(args) => {
                 let clone = find(&args.store, &args.clone)?;
@@ -290,6 +277,7 @@ impl CloneVerb {
             }
             Self::Remove(args) => remove(args, ctx),
             Self::Prune(args) => report_pruned(&args.store.open()?.prune_clones()?, ctx),
+            Self::Check(args) => tools::check(args, ctx),
             Self::Repair(args) => repair(args, ctx),
         }
     }

@@ -1,6 +1,7 @@
 //! `image`: sealed, read-only images that clones are made of.
 
 use crate::args::{Format, ParentsArgs, StoreArgs, bytes, human, small_bytes};
+use crate::books;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::table;
@@ -16,6 +17,7 @@ pub enum ImageVerb {
     Refresh(RefreshArgs),
     List(ListArgs),
     Show(OneArgs),
+    Check(CheckArgs),
     Verify(VerifyArgs),
     Rename(RenameArgs),
     /// Allow no new clones of an image; those it has live on.
@@ -135,6 +137,16 @@ pub struct VerifyArgs {
     store: StoreArgs,
 }
 
+/// Examine an image's file and hold it against its manifest, without reading its content; exit code 6 when there are errors.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: diffdisk image check app --store images")]
+pub struct CheckArgs {
+    /// `NAME`, `NAME@latest` or `NAME@NUMBER`.
+    image: String,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
 /// Give an image another name. Its clones keep working.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: diffdisk image rename app shop --store images")]
@@ -190,6 +202,13 @@ impl ImageVerb {
             Self::List(args) => list(args, ctx),
             Self::Show(args) => show(&args.store.open()?.image(&args.image)?, ctx),
             Self::Verify(args) => verify(args, ctx),
+            Self::Check(args) => {
+                let image = args.store.open()?.image(&args.image)?;
+                let (bar, cancel) = ctx.watch()?;
+                let report = image.check(&bar, &cancel)?;
+                drop(bar);
+                books::answer("reference", &image.reference(), &report, ctx)
+            }
             Self::Rename(args) => rename(args, ctx),
             Self::Disable(args) => set_enabled(args, false, ctx),
             Self::Enable(args) => set_enabled(args, true, ctx),

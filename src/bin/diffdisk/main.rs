@@ -11,6 +11,7 @@
 //! | `buffer.rs` | page-aligned buffers |
 
 mod args;
+mod books;
 mod buffer;
 mod check;
 mod clone;

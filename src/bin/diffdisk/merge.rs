@@ -122,6 +122,11 @@ fn bring_in(child: &Path, parents: &ParentsArgs, ctx: &Context, cuts: bool) -> R
     let closed = disk.close().about(child);
     let done: Hydrated = done?;
     closed?;
+    answer(child, &done, ctx)
+}
+
+/// Prints what was brought into a file.
+pub fn answer(child: &Path, done: &Hydrated, ctx: &Context) -> Result<(), CliError> {
     let value = json!({
         "file": child.to_string_lossy(),
         "blocks": done.blocks,

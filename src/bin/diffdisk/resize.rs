@@ -4,9 +4,9 @@ use crate::args::{ParentsArgs, bytes, human};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::sealed;
-use diffdisk::{Disk, OpenOptions, ResizeOptions, ToolError};
+use diffdisk::{Disk, OpenOptions, ResizeOptions, Resized, ToolError};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Give a disk another virtual size; all or nothing.
 ///
@@ -34,11 +34,24 @@ pub fn run(args: &ResizeArgs, ctx: &Context) -> Result<(), CliError> {
     let (bar, cancel) = ctx.watch()?;
     let result = Disk::resize(&args.file, args.size, &options, &bar, &cancel);
     drop(bar);
-    let resized = result.map_err(|e| {
-        let shrinks = matches!(e, ToolError::Refused { .. }) && !args.shrink;
-        let error = CliError::from(e);
-        if shrinks { CliError::new(error.kind(), format!("{error}; --shrink says so")) } else { error }
-    })?;
-    let value = json!({ "file": args.file.to_string_lossy(), "virtual_size_before": resized.from, "virtual_size": resized.to });
-    ctx.emit(&value, |out| writeln!(out, "{}: {} (was {})", args.file.display(), human(resized.to), human(resized.from)))
+    answer(&args.file, &result.map_err(|e| refusal(e, args.shrink))?, &[], ctx)
+}
+
+/// Says how to have it nevertheless, where that is possible.
+pub fn refusal(e: ToolError, may_shrink: bool) -> CliError {
+    let shrinks = matches!(e, ToolError::Refused { .. }) && !may_shrink;
+    let error = CliError::from(e);
+    if shrinks { CliError::new(error.kind(), format!("{error}; --shrink says so")) } else { error }
+}
+
+/// Prints what became of a disk; `kept` are savepoints of it, which keep the size they have.
+pub fn answer(file: &Path, resized: &Resized, kept: &[String], ctx: &Context) -> Result<(), CliError> {
+    let value = json!({ "file": file.to_string_lossy(), "virtual_size_before": resized.from, "virtual_size": resized.to });
+    ctx.emit(&value, |out| {
+        writeln!(out, "{}: {} (was {})", file.display(), human(resized.to), human(resized.from))?;
+        match kept {
+            [] => Ok(()),
+            kept => writeln!(out, "savepoints keep the size they have: {}", kept.join(", ")),
+        }
+    })
 }

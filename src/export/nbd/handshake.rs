@@ -5,11 +5,11 @@
 //! option and on their number; whoever exceeds one of these, or breaks the framing, is cut off. Whoever merely asks for nonsense
 //! gets an error reply and may go on.
 
+use super::exports::{Export, ExportList};
 use super::proto::{
-    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INIT_MAGIC, InfoQuery, MAX_PAYLOAD, MAX_STRING, MetaQuery, OPTION_LEN, OPTION_MAGIC, OptionHeader,
-    flag, info, opt, put_option_reply, rep,
+    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, INIT_MAGIC, InfoQuery, MAX_PAYLOAD, MetaQuery, OPTION_LEN, OPTION_MAGIC, OptionHeader, flag, info,
+    opt, put_option_reply, rep,
 };
-use super::server::{Export, ExportList};
 use super::stream::{ByteStream, Input, send_all};
 use crate::export::{BlockDevice, BlockSizes};
 use crate::sync::Arc;
@@ -338,9 +338,4 @@ fn transmission_flags(session: &Session) -> u16 {
         flags |= flag::SEND_DF;
     }
     flags
-}
-
-/// Whether a string may be the name of an export.
-pub(super) fn is_good_name(name: &str) -> bool {
-    name.len() <= MAX_STRING && !name.contains('\0')
 }

@@ -47,6 +47,7 @@
 
 mod desk;
 mod error;
+mod exports;
 mod handshake;
 mod listen;
 mod pieces;
@@ -56,5 +57,6 @@ mod stream;
 mod transmission;
 
 pub use error::NbdError;
-pub use server::{Export, NbdAddress, NbdHandle, NbdServer, NbdStopper};
+pub use exports::Export;
+pub use server::{NbdAddress, NbdHandle, NbdServer, NbdStopper};
 pub use stream::ByteStream;

@@ -1,11 +1,11 @@
-//! The server: its exports, its addresses, its connections, and how it stops.
+//! The server: its addresses, its connections, and how it stops.
 
 use super::error::NbdError;
-use super::handshake::{is_good_name, negotiate};
+use super::exports::{Export, ExportList};
+use super::handshake::negotiate;
 use super::listen::{Bell, Listener};
 use super::stream::{ByteStream, Input};
 use super::transmission;
-use crate::export::BlockDevice;
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,87 +13,6 @@ use std::net::{Shutdown, SocketAddr};
 use std::path::PathBuf;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
-
-/// A disk under a name.
-#[derive(Clone)]
-pub struct Export {
-    name: String,
-    about: String,
-    read_only: bool,
-    device: Arc<dyn BlockDevice>,
-}
-
-impl Export {
-    /// Offers a disk. The empty name is the default export, what clients get that do not ask for a name.
-    pub fn new(name: impl Into<String>, device: Arc<dyn BlockDevice>) -> Self {
-        Self { name: name.into(), about: String::new(), read_only: false, device }
-    }
-
-    /// A line for people who list the exports.
-    #[must_use]
-    pub fn description(mut self, about: impl Into<String>) -> Self {
-        self.about = about.into();
-        self
-    }
-
-    /// Refuses every change, even if the device would take it.
-    #[must_use]
-    pub fn read_only(mut self, read_only: bool) -> Self {
-        self.read_only = read_only;
-        self
-    }
-
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(super) fn about(&self) -> &str {
-        &self.about
-    }
-
-    pub(super) fn is_read_only(&self) -> bool {
-        self.read_only
-    }
-
-    pub(super) fn device(&self) -> Arc<dyn BlockDevice> {
-        Arc::clone(&self.device)
-    }
-}
-
-impl fmt::Debug for Export {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Export").field("name", &self.name).field("read_only", &self.read_only).finish_non_exhaustive()
-    }
-}
-
-/// Exports with different names.
-#[derive(Debug, Default)]
-pub(super) struct ExportList(Vec<Export>);
-
-impl ExportList {
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Export> {
-        self.0.iter()
-    }
-
-    pub(super) fn find(&self, name: &[u8]) -> Option<&Export> {
-        self.0.iter().find(|export| export.name.as_bytes() == name)
-    }
-
-    fn check(&self) -> Result<(), NbdError> {
-        if self.0.is_empty() {
-            return Err(NbdError::NoExport);
-        }
-        for (at, export) in self.0.iter().enumerate() {
-            if !is_good_name(&export.name) || !is_good_name(&export.about) {
-                return Err(NbdError::BadName);
-            }
-            if self.0[..at].iter().any(|other| other.name == export.name) {
-                return Err(NbdError::DuplicateExport(export.name.clone()));
-            }
-        }
-        Ok(())
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Address {
@@ -176,7 +95,7 @@ impl NbdServer {
 
     /// Adds an export.
     pub fn export(mut self, export: Export) -> Self {
-        self.exports.0.push(export);
+        self.exports.add(export);
         self
     }
 
@@ -336,8 +255,8 @@ impl Shared {
         drop(listeners);
         self.see_off();
         let exports = std::mem::take(&mut *self.exports.lock());
-        for export in exports.iter().filter(|export| !export.is_read_only() && !export.device.is_read_only()) {
-            export.device.flush().map_err(|source| NbdError::Flush { export: export.name.clone(), source })?;
+        for export in exports.iter().filter(|export| !export.is_read_only() && !export.device().is_read_only()) {
+            export.device().flush().map_err(|source| NbdError::Flush { export: export.name().to_owned(), source })?;
         }
         Ok(())
     }

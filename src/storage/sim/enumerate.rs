@@ -4,7 +4,7 @@
 //! atom alone, all but one, every beginning, every end, whole classes (a header but not the log), and random ones of three
 //! densities. Payload atoms beyond a cap are sampled evenly: a write of a MiB has two thousand of them, all alike.
 
-use super::crash::{Class, Flight, Torn};
+use super::choice::{Class, Flight, Torn};
 
 /// How many subsets to build where all would be too many.
 #[derive(Clone, Copy, Debug)]
