@@ -244,6 +244,42 @@ fn a_clone_is_hydrated_and_resized() {
 }
 
 #[test]
+fn a_flattened_clone_is_no_clone_of_its_image_any_more() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    for (name, verb) in [("a", "clone flatten a"), ("b", "flatten b.vhdx --parents images")] {
+        place.ok(&format!("clone create app {name}"));
+        place.write(&format!("{name}.vhdx"), 2 << 20, b"mine");
+        place.ok(&format!("clone save {name} s"));
+        assert!(place.fails(5, verb).contains("drop them first"));
+        place.ok(&format!("clone drop {name} s"));
+        let digest = place.ok(&format!("digest {name}.vhdx --parents images"));
+        let done = place.json(verb);
+        assert_eq!((keys(&done), &done["is_cut"]), (vec!["blocks", "copied", "file", "is_cut"], &json!(true)), "{verb}");
+        assert_eq!(place.ok(&format!("digest {name}.vhdx")), digest);
+        let shown = place.json(&format!("clone show {name}"));
+        assert_eq!((&shown["image"], &shown["flattened"]["from"]), (&Value::Null, &json!("app@1")), "{shown}");
+        assert_eq!(place.json(&format!("clone check {name}"))["books"], json!([]));
+    }
+    assert_eq!(place.json("image list")["images"][0]["clones"], 0);
+    assert_eq!(place.json("clone list --image app")["clones"], json!([]));
+    assert!(place.ok("clone list").contains("flattened, was of app@1"));
+    assert!(place.fails(2, "clone reset a").contains("--to IMAGE"));
+    assert!(place.fails(2, "clone rebase a").contains("was flattened"));
+    assert!(place.fails(5, "clone create app a --if-exists reuse").contains("was flattened"));
+    place.ok("clone reset b --to latest");
+    assert_eq!((place.read("b.vhdx").as_str(), &place.json("clone show b")["image"]), ("the image", &json!("app@1")));
+    place.fails(5, "image remove app");
+    place.ok("clone remove b");
+    place.ok("image remove app");
+    assert_eq!(place.read("a.vhdx"), "the image");
+    place.fails(3, "clone flatten b");
+    place.ok("clone save a t");
+    place.ok("clone revert a t");
+    place.ok("clone remove a");
+}
+
+#[test]
 fn relink_wants_a_proof() {
     let place = Place::new();
     let path = |name: &str| place.home.join(name);

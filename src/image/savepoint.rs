@@ -105,13 +105,13 @@ impl CloneDisk {
         Ok(there)
     }
 
-    /// The savepoint that the clone stands on; `None` when it stands on its image.
+    /// The savepoint that the clone stands on; `None` when it stands on its image, or alone.
     ///
     /// # Errors
     /// `NoClone`; `InUse` while somebody writes to the clone.
     pub fn current_savepoint(&self) -> Result<Option<Savepoint>, StoreError> {
         let parent = self.linkage()?;
-        Ok(self.savepoints()?.into_iter().find(|savepoint| savepoint.data_write_guid == parent))
+        Ok(self.savepoints()?.into_iter().find(|savepoint| Some(savepoint.data_write_guid) == parent))
     }
 
     /// Goes back to a savepoint. What was changed since the last save is lost; all savepoints stay.
@@ -122,7 +122,7 @@ impl CloneDisk {
         let (_held, record) = self.hold()?;
         self.refuse_if_protected(&record)?;
         let savepoint = record.savepoint(name).ok_or_else(|| self.no_savepoint(&record, name))?;
-        let line = self.line(&record, savepoint.data_write_guid)?;
+        let line = self.line(&record, Some(savepoint.data_write_guid))?;
         let block_size = self.block_size();
         // A clone whose file was deleted by hand can still go back.
         let claim = if files::exists(&self.path)? { Some(self.claim()?) } else { None };
@@ -145,7 +145,7 @@ impl CloneDisk {
         let mut kept = Vec::new();
         for mut savepoint in std::mem::take(&mut record.savepoints) {
             let place = self.dir().join(&savepoint.file);
-            let needed = all.iter().any(|other| other.parent == savepoint.data_write_guid);
+            let needed = all.iter().any(|other| other.parent == Some(savepoint.data_write_guid));
             match (savepoint.pending, files::exists(&self.path)?, files::exists(&place)?) {
                 (true, _, false) => {}
                 (false, _, false) if !needed && !self.stands_on(savepoint.data_write_guid) => {}
@@ -165,7 +165,7 @@ impl CloneDisk {
 
     /// Whether the clone stands on this; also when that cannot be told.
     fn stands_on(&self, guid: Guid) -> bool {
-        linkage_of(&self.path).map_or(true, |parent| parent == guid)
+        linkage_of(&self.path).map_or(true, |parent| parent == Some(guid))
     }
 }
 
