@@ -327,10 +327,16 @@ fn check_reports_what_is_broken() {
     assert_eq!(output.status.code(), Some(6));
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let error = &report["errors"][0];
-    assert_eq!(keys(error), ["block", "fault", "layer", "message", "offset", "repair", "structure", "values"]);
+    assert_eq!(keys(error), ["block", "fault", "layer", "message", "offset", "other", "repair", "structure", "values"]);
     assert_eq!((&error["fault"], &error["repair"], &error["block"]), (&json!("shared_place"), &json!("no"), &json!(1)));
     assert_eq!((&error["structure"], &error["offset"]), (&json!("bat_entry"), &json!(bat + 8)));
-    assert!(text(&place.run("check bad.vhdx").stdout).contains("error: bat entry of layer 0"));
+    let other = json!({ "structure": "payload_block", "block": 0, "offset": 4 << 20, "entry": bat });
+    assert_eq!((&error["other"], &error["values"]["mib"]), (&other, &json!(4)));
+    let told = text(&place.run("check bad.vhdx").stdout);
+    assert!(
+        told.contains("error: bat entry of layer 0 at 0x300008 (block 1): it lies at 4 MiB, over payload block 0 at 0x400000"),
+        "{told}"
+    );
     // What cannot even be opened is a finding, too.
     std::fs::write(place.path("noise.vhdx"), vec![1; 4 << 20]).expect("a file");
     let output = place.run("check noise.vhdx --json");

@@ -39,6 +39,8 @@ mod loud;
 mod mend;
 #[path = "hostile/meta.rs"]
 mod meta;
+#[path = "repair/shared.rs"]
+mod shared;
 #[path = "repair/single.rs"]
 mod single;
 #[expect(dead_code, reason = "the rows are used here, and judged by other laws")]

@@ -298,9 +298,12 @@ impl Writer {
             if placed.is_anchor {
                 anchors.push((index, placed));
             } else if used.claim(placed.home.mib(), placed.mib) != Claim::Free {
-                return Err(
-                    FormatError::new(Structure::BatEntry, layer.bat.entry_at(index), Fault::Overlap(Structure::PayloadBlock)).into()
-                );
+                return Err(FormatError::new(
+                    Structure::BatEntry,
+                    layer.bat.entry_at(index),
+                    Fault::SharedPlace { mib: placed.home.mib(), other: None },
+                )
+                .into());
             }
             Ok(())
         })?;

@@ -5,6 +5,7 @@ use super::{
     LogRing, PAGE, REGION_TABLES, Structure, WireHeader, crc32c_append, crc32c_with_field_zeroed, descriptors, descriptors_end,
     is_data_sector_of, len64, sector_of,
 };
+use crate::format::Neighbour;
 use zerocopy::FromBytes;
 
 /// Entries whose fault is told one by one.
@@ -129,5 +130,6 @@ fn target_fault(descriptor: &Descriptor, log_at: u64, log_end: u64) -> Option<Fa
     if !length.is_multiple_of(PAGE) {
         return Some(Fault::Field { field: "ZeroLength", value: length, rule: "not a multiple of 4096" });
     }
-    (home < log_end && log_at < home.saturating_add(length)).then_some(Fault::Overlap(Structure::Log))
+    let other = Neighbour::fixed(Structure::Log, FileOffset::new(log_at));
+    (home < log_end && log_at < home.saturating_add(length)).then_some(Fault::Overlap { start: home, other })
 }

@@ -1,5 +1,6 @@
 //! What a file can lie about, each lie with its name.
 
+use super::neighbour::Neighbour;
 use crate::geometry::GeometryError;
 use crate::guid::Guid;
 use crate::kind::{ErrorKind, Structure};
@@ -88,11 +89,21 @@ pub enum Fault {
         rule: &'static str,
     },
     /// Two things that must not share bytes do.
-    #[error("it overlaps the {0}")]
-    Overlap(Structure),
+    #[error("what starts at {start:#x} overlaps {other}")]
+    Overlap {
+        /// Where the one that the finding is about starts.
+        start: u64,
+        /// The other one.
+        other: Neighbour,
+    },
     /// Two regions or metadata items that must not share bytes do.
-    #[error("{0} and {1} overlap")]
-    Collision(Guid, Guid),
+    #[error("{} at {:#x} and {} at {:#x} overlap", one.0, one.1, other.0, other.1)]
+    Collision {
+        /// The first, and where it starts: in the file a region, in the metadata region an item.
+        one: (Guid, u64),
+        /// The second, which starts inside of the first.
+        other: (Guid, u64),
+    },
     /// It lies outside of the file.
     #[error("it ends at {end:#x} but the file ends at {len:#x}")]
     BeyondFile {
@@ -185,16 +196,20 @@ pub enum Fault {
     #[error("a parent locator in a file without a parent; it is ignored")]
     NeedlessLocator,
     /// A block lies where another one lies.
-    #[error("it lies over another block, at {mib} MiB")]
+    #[error("it lies at {mib} MiB, over {}", whose(other))]
     SharedPlace {
         /// Where it starts.
         mib: u64,
+        /// What lies there, too; `None` where nobody looked for it, as when a first write looks for free space.
+        other: Option<Neighbour>,
     },
     /// An unmapped or undefined block keeps a place that is another's, or none.
-    #[error("it keeps a place that is not its own, {mib} MiB")]
+    #[error("it keeps a place that is not its own, {mib} MiB{}", of_whom(other))]
     StrayAnchor {
         /// Where it starts.
         mib: u64,
+        /// Whose place it is, where it is somebody's.
+        other: Option<Neighbour>,
     },
     /// A block starts inside the file and ends behind it.
     #[error("the block is cut: it ends at {end:#x} and the file at {len:#x}; the rest reads as zeros")]
@@ -273,8 +288,8 @@ impl Fault {
             Self::AmbiguousHeaders(_) => "ambiguous_headers",
             Self::SequenceExhausted(_) => "sequence_exhausted",
             Self::Field { .. } => "field",
-            Self::Overlap(_) => "overlap",
-            Self::Collision(..) => "collision",
+            Self::Overlap { .. } => "overlap",
+            Self::Collision { .. } => "collision",
             Self::BeyondFile { .. } => "beyond_file",
             Self::Duplicate(_) => "duplicate",
             Self::UnknownRequired(_) => "unknown_required",
@@ -328,7 +343,9 @@ impl Fault {
             Self::State(state) => vec![("state", state.into())],
             Self::ReservedBits(bits) => vec![("bits", bits)],
             Self::LogNotEmpty { entries } => vec![("entries", entries)],
-            Self::NeedlessPlace { mib } | Self::SharedPlace { mib } | Self::StrayAnchor { mib } => vec![("mib", mib)],
+            Self::NeedlessPlace { mib } | Self::SharedPlace { mib, .. } | Self::StrayAnchor { mib, .. } => vec![("mib", mib)],
+            Self::Overlap { start, .. } => vec![("start", start)],
+            Self::Collision { one: (_, start), other: (_, other) } => vec![("start", start), ("other_start", other)],
             Self::Leaked { mib } | Self::LeakedTail { mib } => vec![("mib", mib)],
             Self::OddLength { len } => vec![("length", len)],
             Self::SectorSizes { child, parent } => vec![("child", child.into()), ("parent", parent.into())],
@@ -336,4 +353,21 @@ impl Fault {
             _ => Vec::new(),
         }
     }
+
+    /// What claims the same bytes, where that is known.
+    pub fn other(&self) -> Option<Neighbour> {
+        match *self {
+            Self::Overlap { other, .. } => Some(other),
+            Self::SharedPlace { other, .. } | Self::StrayAnchor { other, .. } => other,
+            _ => None,
+        }
+    }
+}
+
+fn whose(other: &Option<Neighbour>) -> String {
+    other.map_or_else(|| "another block".to_owned(), |other| other.to_string())
+}
+
+fn of_whom(other: &Option<Neighbour>) -> String {
+    other.map_or_else(String::new, |other| format!(": there lies {other}"))
 }

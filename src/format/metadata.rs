@@ -219,7 +219,7 @@ fn check_entries<'a>(region: Region, entries: impl Iterator<Item = &'a MetadataE
     placed.sort_unstable_by_key(|entry| entry.offset);
     for (a, b) in placed.iter().zip(placed.iter().skip(1)) {
         if a.end() > b.offset.into() {
-            return Err(Fault::Collision(a.id, b.id));
+            return Err(Fault::Collision { one: (a.id, a.offset.into()), other: (b.id, b.offset.into()) });
         }
     }
     Ok(())

@@ -113,7 +113,10 @@ fn tables_with_impossible_entries_are_refused() {
     assert_eq!(field(entry(a, u32::MAX, 8)), "Offset");
     assert_eq!(field(entry(a, 0x1_0000, 0)), "Offset");
     assert_eq!(field(entry(a, 0x1_0000, (1 << 20) + 1)), "Length");
-    assert_eq!(table_fault(vec![entry(a, 0x1_0000, 9), entry(b, 0x1_0008, 8)]), Some(Fault::Collision(a, b)));
+    assert_eq!(
+        table_fault(vec![entry(a, 0x1_0000, 9), entry(b, 0x1_0008, 8)]),
+        Some(Fault::Collision { one: (a, 0x1_0000), other: (b, 0x1_0008) })
+    );
     assert_eq!(table_fault(vec![entry(a, 0x1_0000, 8), entry(a, 0x1_0008, 8)]), Some(Fault::Duplicate(a)));
     let user = MetadataEntry { is_user: true, ..entry(a, 0x1_0008, 8) };
     assert_eq!(table_fault(vec![entry(a, 0x1_0000, 8), user]), None);

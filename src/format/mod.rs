@@ -30,6 +30,7 @@ mod identifier;
 mod locator;
 mod log;
 mod metadata;
+mod neighbour;
 mod region;
 mod scan;
 mod wire;
@@ -46,6 +47,7 @@ pub use metadata::{
     FILE_PARAMETERS, LOGICAL_SECTOR_SIZE, Metadata, MetadataEntry, MetadataItem, MetadataTable, PARENT_LOCATOR, PHYSICAL_SECTOR_SIZE,
     VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE,
 };
+pub use neighbour::Neighbour;
 pub use region::{BAT_REGION, METADATA_REGION, Region, RegionTable};
 pub use scan::{ActiveSequence, LogDiagnosis, LogRing, MAX_FILE_LEN, Replay, diagnose, scan};
 

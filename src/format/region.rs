@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checksum::crc32c_with_field_zeroed;
 use super::wire::{prefix, split};
-use super::{Fault, FormatError, HEADER_SECTION, TABLE_LEN};
+use super::{Fault, FormatError, HEADER_SECTION, Neighbour, TABLE_LEN};
 use crate::guid::Guid;
 use crate::kind::Structure;
 use crate::units::{FileOffset, MIB};
@@ -224,10 +224,12 @@ impl RegionTable {
                 faults.push(Fault::BeyondFile { end: region.end(), len: file_len });
             }
             if let Some(other) = before.filter(|other| other.end() > region.offset.get()) {
-                faults.push(Fault::Collision(other.guid, region.guid));
+                let (one, other) = ((other.guid, other.offset.get()), (region.guid, region.offset.get()));
+                faults.push(Fault::Collision { one, other });
             }
-            if log.is_some_and(|(start, len)| start < region.end() && region.offset.get() < start.saturating_add(len)) {
-                faults.push(Fault::Overlap(Structure::Log));
+            if let Some((start, _)) = log.filter(|(start, len)| *start < region.end() && region.offset.get() < start.saturating_add(*len)) {
+                let other = Neighbour::fixed(Structure::Log, FileOffset::new(start));
+                faults.push(Fault::Overlap { start: region.offset.get(), other });
             }
             before = Some(region);
         }
@@ -365,11 +367,18 @@ mod tests {
         let log = Some((1 << 20, 1 << 20));
         assert_eq!(place(region(BAT_REGION, 3, 1, true), 4, log), None);
         assert_eq!(place(region(BAT_REGION, 3, 2, true), 4, log), Some(Fault::BeyondFile { end: 5 << 20, len: 4 << 20 }));
-        assert_eq!(place(region(BAT_REGION, 2, 1, true), 4, None), Some(Fault::Collision(BAT_REGION, METADATA_REGION)));
-        assert_eq!(place(region(BAT_REGION, 1, 1, true), 4, log), Some(Fault::Overlap(Structure::Log)));
+        assert_eq!(
+            place(region(BAT_REGION, 2, 1, true), 4, None),
+            Some(Fault::Collision { one: (BAT_REGION, 2 << 20), other: (METADATA_REGION, 2 << 20) })
+        );
+        let over = |mib: u64| {
+            let other = Neighbour::fixed(Structure::Log, FileOffset::new(mib << 20));
+            Some(Fault::Overlap { start: mib << 20, other })
+        };
+        assert_eq!(place(region(BAT_REGION, 1, 1, true), 4, log), over(1));
         assert_eq!(place(region(BAT_REGION, 1, 1, true), 4, None), None);
         assert!(matches!(place(region(BAT_REGION, 0, 1, true), 4, None), Some(Fault::Field { .. })));
-        assert_eq!(place(region(BAT_REGION, 3, 1, true), 4, Some((3 << 20, u64::MAX))), Some(Fault::Overlap(Structure::Log)));
+        assert_eq!(place(region(BAT_REGION, 3, 1, true), 4, Some((3 << 20, u64::MAX))), over(3));
     }
 
     proptest! {

@@ -12,7 +12,7 @@
 use super::dirty::DirtyFlag;
 use super::pages::PageMap;
 use super::words::{WORDS, Words};
-use crate::format::{BitmapState, Fault, FormatError, PayloadState};
+use crate::format::{BitmapState, Fault, FormatError, Neighbour, PayloadState};
 use crate::geometry::{BatRole, Geometry};
 use crate::kind::Structure;
 use crate::storage::{self, Operation, Storage, StorageError};
@@ -92,7 +92,7 @@ impl Fences {
             return Err(Fault::BeyondFile { end, len: file_len });
         }
         match self.taken.iter().find(|(from, to, _)| start < *to && *from < end) {
-            Some(&(_, _, owner)) => Err(Fault::Overlap(owner)),
+            Some(&(from, _, owner)) => Err(Fault::Overlap { start, other: Neighbour::fixed(owner, FileOffset::new(from)) }),
             None => Ok(()),
         }
     }

@@ -284,11 +284,17 @@ pub fn fingerprint(file: &MemoryStorage) -> (u64, u64) {
     while let Some((start, end)) = file.next_data(at).expect("memory can be searched") {
         let mut buf = vec![0; (end - start).min(MIB) as usize];
         let n = file.read_at(&mut buf, start).expect("memory can be read");
-        for (i, word) in buf[..n].chunks(8).enumerate().filter(|(_, w)| w.iter().any(|&b| b != 0)) {
-            let value = word.iter().fold(0_u64, |v, &b| v << 8 | u64::from(b));
-            let place = start + 8 * i as u64;
-            hash = hash
-                .wrapping_add((value ^ place.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29).wrapping_mul(value | 1));
+        // A file may end in the middle of a word.
+        buf.truncate(n);
+        buf.resize(n.next_multiple_of(8), 0);
+        for (i, word) in buf.as_chunks::<8>().0.iter().enumerate() {
+            let value = u64::from_le_bytes(*word);
+            if value != 0 {
+                let place = start + 8 * i as u64;
+                hash = hash.wrapping_add(
+                    (value ^ place.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29).wrapping_mul(value | 1),
+                );
+            }
         }
         at = start + n as u64;
     }

@@ -1,6 +1,6 @@
 //! A repair whose storage fails: each call in turn, once and from then on.
 
-use crate::content::{File, content, is_repairable, repair, still_reads};
+use crate::content::{Content, File, content, is_repairable, repair, still_reads};
 use crate::damage::{self, Damage};
 use crate::loud::loud;
 use diffdisk::storage::sim::{CallKind, Fault, FaultStorage, Lost, Repeat};
@@ -9,10 +9,9 @@ use std::io::ErrorKind::{Interrupted, Other, StorageFull};
 use std::sync::Arc;
 
 /// Runs a repair in which one call fails; `false` when no call was left to fail.
-fn run(damage: &Damage, kind: CallKind, k: u64, repeat: Repeat, fault: Fault) -> Result<bool, String> {
+fn run(damage: &Damage, before: &Content, kind: CallKind, k: u64, repeat: Repeat, fault: Fault) -> Result<bool, String> {
     let inner: Arc<MemoryStorage> = damage.chain[0].storage();
     let with = |leaf: File| -> Vec<File> { std::iter::once(leaf).chain(damage::parents(damage)).collect() };
-    let before = content(&with(inner.clone() as File));
     let storage = Arc::new(FaultStorage::new(inner.clone() as Arc<dyn Storage>).map_err(|e| e.to_string())?);
     storage.reset_calls();
     storage.arm(kind, k, repeat, fault);
@@ -29,12 +28,12 @@ fn run(damage: &Damage, kind: CallKind, k: u64, repeat: Repeat, fault: Fault) ->
     // What the device did not get is gone with the machine.
     storage.power_cut().map_err(|e| e.to_string())?;
     let now = content(&with(leaf.clone()));
-    still_reads(&before, &now)?;
+    still_reads(before, &now)?;
     let again = repair(&leaf, &damage.consents).map_err(|e| format!("a second repair: {e}"))?;
     if !again.left.is_sound() || again.left.findings().any(|f| is_repairable(&f)) {
         return Err(format!("a second repair left {:?}", again.left));
     }
-    still_reads(&before, &content(&with(leaf)))?;
+    still_reads(before, &content(&with(leaf)))?;
     Ok(was_met)
 }
 
@@ -61,9 +60,11 @@ fn every_call_of_a_repair_fails_in_turn() {
     ];
     let (mut met, mut broken) = (0, Vec::new());
     for damage in &damage::all() {
+        let chain: Vec<File> = damage.chain.iter().map(|image| image.storage() as File).collect();
+        let before = content(&chain);
         for (kind, repeat, fault) in wrongs {
             for k in 1.. {
-                match run(damage, kind, k, repeat, fault) {
+                match run(damage, &before, kind, k, repeat, fault) {
                     Ok(true) => met += 1,
                     Ok(false) => break,
                     Err(what) => {

@@ -4,8 +4,9 @@ use crate::args::ParentsArgs;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::sealed;
+use diffdisk::format::Neighbour;
 use diffdisk::{
-    CheckReport, Consent, Disk, Finding, OpenOptions, ParentPolicy, RepairOptions, RepairReport, RepairStep, Severity, Subject,
+    CheckReport, Consent, Disk, Finding, OpenOptions, ParentPolicy, RepairOptions, RepairReport, RepairStep, Severity, Structure, Subject,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -84,6 +85,32 @@ struct Step {
     message: String,
 }
 
+/// Who claims the same bytes.
+#[derive(Serialize)]
+struct Other {
+    structure: &'static str,
+    offset: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chunk: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entry: Option<u64>,
+}
+
+impl Other {
+    fn new(other: Neighbour) -> Self {
+        let is_block = other.structure == Structure::PayloadBlock;
+        Self {
+            structure: other.structure.key(),
+            offset: other.at.get(),
+            block: other.number.filter(|_| is_block),
+            chunk: other.number.filter(|_| !is_block),
+            entry: other.entry.map(|entry| entry.get()),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Line {
     layer: usize,
@@ -96,6 +123,8 @@ struct Line {
     fault: &'static str,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     values: BTreeMap<&'static str, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    other: Option<Other>,
     message: String,
     repair: &'static str,
 }
@@ -119,6 +148,7 @@ impl Line {
             chunk,
             fault: finding.fault.key(),
             values: finding.fault.numbers().into_iter().collect(),
+            other: finding.fault.other().map(Other::new),
             message: finding.fault.to_string(),
             repair: finding.repair.key(),
         }

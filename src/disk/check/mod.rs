@@ -14,6 +14,7 @@
 pub(crate) mod live;
 pub(crate) mod metadata;
 pub(crate) mod raw;
+mod shared;
 pub(crate) mod table;
 
 use crate::format::{Fault, FormatError};
@@ -228,6 +229,13 @@ impl<'a> Collector<'a> {
         self.errors += u64::from(severity == Severity::Error);
         self.incurable += u64::from(severity == Severity::Error && repair == Repair::Not);
         self.report.push(Finding { layer: self.layer, structure, at, subject, severity, fault, repair });
+    }
+
+    /// Some more, that are counted only.
+    fn unlisted(&mut self, severity: Severity, repair: Repair, count: u64) {
+        self.errors += count * u64::from(severity == Severity::Error);
+        self.incurable += count * u64::from(severity == Severity::Error && repair == Repair::Not);
+        self.report.counts[severity as usize] += count;
     }
 
     /// An error that nothing can be done about.

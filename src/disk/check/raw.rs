@@ -169,7 +169,7 @@ impl Inspector<'_> {
         self.exam.metadata = metadata::examine(&*self.exam.view, metadata_region, &mut self.out);
         self.watch.pause()?;
         // A table that shares bytes with another region is made of that region's bytes as much as of its own.
-        let is_shared = |fault: &Fault| matches!(fault, Fault::Collision(one, two) if [one, two].contains(&&BAT_REGION));
+        let is_shared = |fault: &Fault| matches!(fault, Fault::Collision { one, other } if [one.0, other.0].contains(&BAT_REGION));
         let is_doubtful = regions.placement_faults(self.file_len, log).iter().any(is_shared);
         if let Some(bat) = inside(regions.find(BAT_REGION), self.file_len).filter(|_| !is_doubtful) {
             self.table(bat, &regions, log)?;
@@ -425,7 +425,7 @@ impl Inspector<'_> {
             self.out.error(Structure::RegionTable, at, fault);
         }
         for fault in table.placement_faults(self.file_len, log) {
-            if fault == Fault::Overlap(Structure::Log) {
+            if fault.other().is_some_and(|other| other.structure == Structure::Log) {
                 self.exam.no_log = Some(fault.clone());
             }
             self.out.error(Structure::RegionTable, at, fault);
@@ -456,8 +456,8 @@ impl Inspector<'_> {
         let raw = RawEntries { file: &*self.exam.view, at: region.offset.get(), entries: there.min(MOST_ENTRIES), watch: self.watch };
         let mut exam = TableExam::new(&bat, geometry, has_parent, self.file_len);
         exam.entries(&raw, &mut self.out)?;
-        if exam.is_over_log {
-            self.exam.no_log = Some(Fault::Overlap(Structure::Log));
+        if let Some(fault) = exam.over_log.take() {
+            self.exam.no_log = Some(fault);
         }
         // With an entry that cannot be understood nobody knows what is free.
         let len = if self.out.incurable() == 0 { exam.space(is_fixed, &mut self.out) } else { None };

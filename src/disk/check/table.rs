@@ -9,6 +9,7 @@
 //! Entries behind the last block are cleared only when they make no sense. Where they name good places that nothing else claims, it may
 //! well be the virtual size that is wrong, and what they name the rest of somebody's disk.
 
+use super::shared::{Conflict, Conflicts};
 use super::{CheckStop, Collector, Repair, Severity, Subject};
 use crate::format::{BitmapState, Fault, PayloadState};
 use crate::geometry::{BatRole, Geometry};
@@ -45,28 +46,30 @@ pub(crate) struct TableExam<'a> {
     used: UsedMap,
     /// Something waits for the second pass.
     has_loose: bool,
-    /// Whether a block claims space of the log, so that nothing may be written there.
-    pub(crate) is_over_log: bool,
+    /// Who meets somebody else; told about when both are known.
+    conflicts: Conflicts,
+    /// A block claims space of the log, so that nothing may be written there.
+    pub(crate) over_log: Option<Fault>,
     pub(crate) fixes: Vec<EntryFix>,
 }
 
 /// What the walk knows of the chunk it is in.
 #[derive(Clone, Copy)]
-struct ChunkState {
+pub(super) struct ChunkState {
     chunk: ChunkIndex,
     /// A block of it is partially present.
-    needs_bitmap: bool,
+    pub(super) needs_bitmap: bool,
     /// Whether there is a bitmap entry that is not zero, once somebody asked.
     has_bitmap: Option<bool>,
 }
 
 impl ChunkState {
-    fn at(chunk: ChunkIndex) -> Self {
+    pub(super) fn at(chunk: ChunkIndex) -> Self {
         Self { chunk, needs_bitmap: false, has_bitmap: None }
     }
 
     /// Moves on to the chunk of the next entry.
-    fn enter(&mut self, chunk: ChunkIndex) {
+    pub(super) fn enter(&mut self, chunk: ChunkIndex) {
         if self.chunk != chunk {
             *self = Self::at(chunk);
         }
@@ -80,7 +83,17 @@ impl<'a> TableExam<'a> {
         for &(start, end, _) in bat.taken() {
             let _ = used.claim(start / MIB, end.saturating_sub(start).div_ceil(MIB));
         }
-        Self { bat, geometry, has_parent, file_len, used, has_loose: false, is_over_log: false, fixes: Vec::new() }
+        Self {
+            bat,
+            geometry,
+            has_parent,
+            file_len,
+            used,
+            has_loose: false,
+            conflicts: Conflicts::default(),
+            over_log: None,
+            fixes: Vec::new(),
+        }
     }
 
     /// Every entry, and every stretch of the file against every other.
@@ -93,7 +106,8 @@ impl<'a> TableExam<'a> {
             // What cannot be read was told about by the first pass.
             entries.each(&mut Collector::new(&mut silent, 0), &mut |index, word, _| self.loose(index, word, &mut state, out))?;
         }
-        Ok(())
+        let conflicts = std::mem::take(&mut self.conflicts);
+        conflicts.tell(self.bat, self.geometry, self.has_parent, entries, out)
     }
 
     fn fix(&mut self, index: BatIndex, word: u64) {
@@ -185,11 +199,14 @@ impl<'a> TableExam<'a> {
     /// Space that somebody reads.
     fn take(&mut self, index: BatIndex, subject: Subject, home: BlockHome, mib: u64, out: &mut Collector<'_>) {
         if let Some(fault) = self.obstacle(home, mib) {
-            self.is_over_log |= fault == Fault::Overlap(Structure::Log);
+            if fault.other().is_some_and(|other| other.structure == Structure::Log) {
+                self.over_log = Some(fault.clone());
+            }
             return self.about(out, subject, Severity::Error, Repair::Not, index, fault);
         }
         if self.used.claim(home.mib(), mib) != Claim::Free {
-            self.about(out, subject, Severity::Error, Repair::Not, index, Fault::SharedPlace { mib: home.mib() });
+            let fault = Fault::SharedPlace { mib: home.mib(), other: None };
+            self.conflicts.met(Conflict { index, subject, severity: Severity::Error, repair: Repair::Not, home, len: mib, fault });
         }
         let end = (home.mib() + mib) * MIB;
         if end > self.file_len {
@@ -219,21 +236,29 @@ impl<'a> TableExam<'a> {
                     self.about(out, subject, Severity::Warning, Repair::Repairable, index, Fault::NeedlessBitmap { value: word });
                     self.fix(index, 0);
                 } else if !state.needs_bitmap
-                    && let Some(fault) = self.unneeded_bitmap(word)
+                    && let Some((fault, home)) = self.unneeded_bitmap(word)
                 {
-                    self.about(out, subject, Severity::Warning, Repair::Repairable, index, fault);
+                    let (severity, repair) = (Severity::Warning, Repair::Repairable);
+                    match home {
+                        Some(home) => self.conflicts.met(Conflict { index, subject, severity, repair, home, len: 1, fault }),
+                        None => self.about(out, subject, severity, repair, index, fault),
+                    }
                     self.fix(index, 0);
                 }
             }
         }
     }
 
-    /// What is wrong with the bitmap entry of a chunk in which no block needs one.
-    fn unneeded_bitmap(&mut self, word: u64) -> Option<Fault> {
+    /// What is wrong with the bitmap entry of a chunk in which no block needs one; with its place, where that is another's.
+    fn unneeded_bitmap(&mut self, word: u64) -> Option<(Fault, Option<BlockHome>)> {
         match BitmapState::decode(word) {
-            Ok(BitmapState::Present(home)) => self.claim_loose(home, 1).err(),
-            Ok(BitmapState::NotPresent) => (word != 0).then_some(Fault::NeedlessPlace { mib: word >> 20 }),
-            Err(fault) => Some(fault),
+            Ok(BitmapState::Present(home)) => {
+                let fault = self.claim_loose(home, 1).err()?;
+                let is_shared = matches!(fault, Fault::SharedPlace { .. });
+                Some((fault, is_shared.then_some(home)))
+            }
+            Ok(BitmapState::NotPresent) => (word != 0).then_some((Fault::NeedlessPlace { mib: word >> 20 }, None)),
+            Err(fault) => Some((fault, None)),
         }
     }
 
@@ -244,20 +269,25 @@ impl<'a> TableExam<'a> {
         if self.used.is_free(home.mib(), mib) && self.used.claim(home.mib(), mib) == Claim::Free {
             return Ok(());
         }
-        Err(Fault::SharedPlace { mib: home.mib() })
+        Err(Fault::SharedPlace { mib: home.mib(), other: None })
     }
 
     fn anchor(&mut self, index: BatIndex, block: BlockIndex, word: u64, state: PayloadState, out: &mut Collector<'_>) {
         let mib = self.geometry.block_mib();
-        let refused = match PayloadState::anchor(word) {
+        let home = PayloadState::anchor(word);
+        let refused = match home {
             Some(home) => self.claim_loose(home, mib).err(),
             None => Some(Fault::BeyondFile { end: word & !(MIB - 1), len: self.file_len }),
         };
         let Some(fault) = refused else { return };
         // A place that is another's is one that a careless writer would write to; one outside of the file is only nonsense.
         let severity = if matches!(fault, Fault::BeyondFile { .. }) { Severity::Warning } else { Severity::Error };
-        let fault = Fault::StrayAnchor { mib: word >> 20 };
-        self.about(out, Subject::Block(block.get()), severity, Repair::Repairable, index, fault);
+        let (subject, repair) = (Subject::Block(block.get()), Repair::Repairable);
+        let stray = Fault::StrayAnchor { mib: word >> 20, other: fault.other() };
+        match home.filter(|_| matches!(fault, Fault::SharedPlace { .. })) {
+            Some(home) => self.conflicts.met(Conflict { index, subject, severity, repair, home, len: mib, fault: stray }),
+            None => self.about(out, subject, severity, repair, index, stray),
+        }
         self.fix(index, state.encode());
     }
 
