@@ -281,7 +281,7 @@ mod tests {
         for ground in [IMAGE, ALONE] {
             let record: Record = serde_json::from_str(&sample(ground)).unwrap();
             let text = serde_json::to_string(&record).unwrap();
-            assert_eq!(text.contains("\"generation\":3,\"image_guid\""), true, "{text}");
+            assert!(text.contains("\"generation\":3,\"image_guid\""), "{text}");
             assert_eq!(text.contains("flattened"), ground == ALONE, "{text}");
             assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
         }
