@@ -11,7 +11,7 @@ use super::error::StoreError;
 use super::files::{self, Durability, Held};
 use super::image::Image;
 use super::names::{Placeholders, clone_name, expand, is_temporary, sidecar_of};
-use super::record::{CloneId, Ground, Record};
+use super::record::{CloneId, Ground, Record, Savepoint};
 use crate::chain::{Disk, OpenOptions, ParentPolicy, Sizes};
 use crate::guid::Guid;
 use crate::kind::ErrorKind;
@@ -258,6 +258,29 @@ impl Store {
             Some(generation) if Self::is_at(store) => Self::open(store)?.load(&name, generation),
             _ => Ok(None),
         }
+    }
+
+    /// The clone and the savepoint of it that a file is, by the sidecars beside it; `None` for any other file.
+    ///
+    /// # Errors
+    /// `Io` when the file's directory cannot be read.
+    pub fn savepoint_of_file(path: impl AsRef<Path>) -> Result<Option<(CloneDisk, Savepoint)>, StoreError> {
+        let path = std::fs::canonicalize(path.as_ref()).map_err(StoreError::io("find", path.as_ref()))?;
+        let is_savepoint = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("avhdx"));
+        let (true, Some(dir), Some(name)) = (is_savepoint, path.parent(), path.file_name()) else { return Ok(None) };
+        // A clone may have been renamed since, and its savepoints' files keep their names.
+        for (file, sidecar) in entries(dir)? {
+            if !file.to_ascii_lowercase().ends_with(".vhdx.json") {
+                continue;
+            }
+            let Ok(Some(record)) = files::read_if_there::<Record>(&sidecar) else { continue };
+            if let Some(savepoint) = record.savepoints.iter().find(|savepoint| name == savepoint.file.as_str())
+                && let Some(clone) = Self::clone_of_file(sidecar.with_extension(""))?
+            {
+                return Ok(Some((clone, savepoint.clone())));
+            }
+        }
+        Ok(None)
     }
 
     /// The clone that somebody means by a path, a name, or an identity.

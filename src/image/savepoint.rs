@@ -114,6 +114,23 @@ impl CloneDisk {
         Ok(self.savepoints()?.into_iter().find(|savepoint| Some(savepoint.data_write_guid) == parent))
     }
 
+    /// The files that stand on a savepoint: other savepoints, and the clone's own file.
+    ///
+    /// # Errors
+    /// `NoClone`, `NoSavepoint`.
+    pub fn standing_on(&self, name: &str) -> Result<Vec<PathBuf>, StoreError> {
+        let mut record = self.record()?;
+        record.ask_the_files(self.dir());
+        let guid = Some(record.savepoint(name).ok_or_else(|| self.no_savepoint(&record, name))?.data_write_guid);
+        let others = record.savepoints.iter().filter(|other| other.parent == guid);
+        let mut found: Vec<PathBuf> = others.map(|other| self.dir().join(&other.file)).collect();
+        // One that is being written cannot be asked, and is in the way as well.
+        if files::exists(&self.path)? && self.linkage().map_or_else(|e| e.kind() == ErrorKind::InUse, |parent| parent == guid) {
+            found.push(self.path.clone());
+        }
+        Ok(found)
+    }
+
     /// Goes back to a savepoint. What was changed since the last save is lost; all savepoints stay.
     ///
     /// # Errors
