@@ -168,6 +168,49 @@ fn no_verb_changes_an_image() {
     place.ok("flatten a.vhdx --parents images");
 }
 
+/// A savepoint has children that the store knows; what a file-level verb may do to it is nothing that they would notice.
+#[test]
+fn no_verb_changes_a_savepoint() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    place.write("a.vhdx", 0, b"the state");
+    place.ok("clone save a s");
+    place.write("a.vhdx", 0, b"the clone");
+    // Its files keep their names.
+    place.ok("clone rename a b");
+    let file = |name: &str| std::fs::read(place.home.join(name)).unwrap();
+    let before = (file("a.s.avhdx"), file("b.vhdx"));
+    for args in [
+        "write a.s.avhdx --offset 0 --parents images",
+        "trim a.s.avhdx --offset 0 --length 1M --parents images",
+        "compact a.s.avhdx --parents images",
+        "resize a.s.avhdx --size 64M --parents images",
+        "flatten a.s.avhdx --parents images",
+        "hydrate a.s.avhdx --parents images",
+        "rebase a.s.avhdx --onto images/app/1.vhdx --parents images",
+        "serve a.s.avhdx --nbd unix:s --parents images",
+        "merge b.vhdx --parents images",
+        "merge b.vhdx --parents images --force --delete",
+        "merge b.vhdx --parents images --into a.s.avhdx",
+    ] {
+        let message = place.fails(4, args);
+        assert!(message.contains("savepoint s of the clone") && message.contains("b.vhdx stand on it"), "{args}: {message}");
+        assert!(message.contains("`clone drop b s`"), "{args}: {message}");
+    }
+    assert!(place.fails(2, "rebase b.vhdx --onto images/app/1.vhdx --parents images").contains("`clone rebase b`"));
+    assert!((file("a.s.avhdx"), file("b.vhdx")) == before);
+    place.ok("check a.s.avhdx --repair");
+    place.ok("relink a.s.avhdx --parent images/app/1.vhdx");
+    place.ok("merge b.vhdx --parents images --to merged.vhdx");
+    assert_eq!(place.read("b.vhdx"), "the clone");
+    place.ok("clone revert b s");
+    assert_eq!(place.read("b.vhdx"), "the state");
+    // Once it is no savepoint of anybody it is a file like any other.
+    std::fs::copy(place.home.join("a.s.avhdx"), place.home.join("copy.avhdx")).unwrap();
+    place.ok("flatten copy.avhdx --parents images");
+}
+
 #[test]
 fn a_moved_store_is_repaired_and_a_sweep_says_what_it_did() {
     let place = Place::new();
@@ -241,6 +284,42 @@ fn a_clone_is_hydrated_and_resized() {
     place.fails(3, "clone hydrate b");
     place.ok("clone revert a s");
     assert_eq!(place.ok("digest a.vhdx --parents images"), digest);
+}
+
+#[test]
+fn a_flattened_clone_is_no_clone_of_its_image_any_more() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    for (name, verb) in [("a", "clone flatten a"), ("b", "flatten b.vhdx --parents images")] {
+        place.ok(&format!("clone create app {name}"));
+        place.write(&format!("{name}.vhdx"), 2 << 20, b"mine");
+        place.ok(&format!("clone save {name} s"));
+        assert!(place.fails(5, verb).contains("drop them first"));
+        place.ok(&format!("clone drop {name} s"));
+        let digest = place.ok(&format!("digest {name}.vhdx --parents images"));
+        let done = place.json(verb);
+        assert_eq!((keys(&done), &done["is_cut"]), (vec!["blocks", "copied", "file", "is_cut"], &json!(true)), "{verb}");
+        assert_eq!(place.ok(&format!("digest {name}.vhdx")), digest);
+        let shown = place.json(&format!("clone show {name}"));
+        assert_eq!((&shown["image"], &shown["flattened"]["from"]), (&Value::Null, &json!("app@1")), "{shown}");
+        assert_eq!(place.json(&format!("clone check {name}"))["books"], json!([]));
+    }
+    assert_eq!(place.json("image list")["images"][0]["clones"], 0);
+    assert_eq!(place.json("clone list --image app")["clones"], json!([]));
+    assert!(place.ok("clone list").contains("flattened, was of app@1"));
+    assert!(place.fails(2, "clone reset a").contains("--to IMAGE"));
+    assert!(place.fails(2, "clone rebase a").contains("was flattened"));
+    assert!(place.fails(5, "clone create app a --if-exists reuse").contains("was flattened"));
+    place.ok("clone reset b --to latest");
+    assert_eq!((place.read("b.vhdx").as_str(), &place.json("clone show b")["image"]), ("the image", &json!("app@1")));
+    place.fails(5, "image remove app");
+    place.ok("clone remove b");
+    place.ok("image remove app");
+    assert_eq!(place.read("a.vhdx"), "the image");
+    place.fails(3, "clone flatten b");
+    place.ok("clone save a t");
+    place.ok("clone revert a t");
+    place.ok("clone remove a");
 }
 
 #[test]

@@ -113,6 +113,8 @@ def has(*verb):
 
 
 STORE = ["--store", "store"]
+# What nobody sees: it must not be seen after a fault either.
+QUIET = {"clone hydrate"}
 CHILD = pattern("written", 3 * MIB // 2)
 # Name, words, standard input.
 SCRIPTS = [
@@ -136,6 +138,9 @@ SCRIPTS = [
     ("clone reset to", ["clone", "reset", "clones/bob.vhdx", "--to", "latest", *STORE], None),
     ("clone save", ["clone", "save", "clones/bob.vhdx", "two", *STORE], None),
     ("clone revert", ["clone", "revert", "clones/alice.vhdx", "one", *STORE], None),
+    ("clone resize", ["clone", "resize", "clones/bob.vhdx", "--size", "64M", *STORE], None),
+    ("clone hydrate", ["clone", "hydrate", "clones/bob.vhdx", *STORE], None),
+    ("clone flatten", ["clone", "flatten", "clones/bob.vhdx", *STORE], None),
     ("clone rename", ["clone", "rename", "clones/alice.vhdx", "clones/carol.vhdx", *STORE], None),
     ("clone protect", ["clone", "protect", "clones/bob.vhdx", *STORE], None),
     ("clone expire", ["clone", "expire", "clones/bob.vhdx", "--never", *STORE], None),
@@ -160,7 +165,7 @@ def virtual(path):
 
 VOLATILE = {"created", "created_at", "changed", "sealed", "sealed_at", "id", "disk_id", "identity", "file_write_guid", "data_write_guid", "linkage",
             "allocated", "apparent", "diverged", "steps", "expires", "age", "lock", "milliseconds", "modified", "saved", "saved_at", "sizes",
-            "accessed", "last_used"}
+            "accessed", "last_used", "at"}
 
 
 def stable(value):
@@ -339,7 +344,7 @@ def main():
         new = state()
         if name in ("write", "trim"):
             MIXED[name] = (before, pieces("child.vhdx"))
-        assert new != old, f"{name} changes nothing"
+        assert (new != old) == (name not in QUIET), f"{name} changes nothing"
         if name.startswith("image remove") or name.startswith("image prune") or name.startswith("image rename"):
             sealed = {path: what for path, what in sealed.items() if "idle" not in path}
         for group, (calls, errors) in GROUPS.items():

@@ -16,7 +16,7 @@ use super::error::StoreError;
 use super::files::{self, Durability, Held};
 use super::image::{self, Image};
 use super::names::{self, Placeholders, asks_for_number, expand, user};
-use super::record::{self, CloneId, Record};
+use super::record::{self, CloneId, Ground, Record};
 use super::steps::Step;
 use crate::chain::{CreateOptions, Disk, ParentPolicy};
 use crate::kind::ErrorKind;
@@ -198,9 +198,8 @@ impl Image {
             store: self.store.id(),
             store_path: self.store.dir().to_path_buf(),
             path: clone.path.clone(),
-            image: self.name().to_owned(),
-            generation: self.generation(),
-            image_guid: self.manifest().data_write_guid,
+            ground: Ground::Image(self.note()),
+            flattening: false,
             next_image: None,
             virtual_size: self.manifest().virtual_size,
             created: now,
@@ -232,7 +231,7 @@ impl Image {
         }
         image::settle(&hidden)?;
         let made = CloneDisk { store: self.store.clone(), path: hidden.clone(), origin: Origin::Created };
-        if made.linkage()? != self.manifest().data_write_guid {
+        if made.linkage()? != Some(self.manifest().data_write_guid) {
             let what = "the steps have made it something else than a clone of its image".to_owned();
             return Err(StoreError::Damaged { path: hidden, what, next: "nothing was made; change the steps" });
         }
@@ -260,8 +259,13 @@ impl Image {
         match options.if_exists {
             IfExists::Fail => Err(StoreError::CloneExists { path: clone.path }),
             IfExists::Reuse => {
-                let now = self.store.find(record.image_guid, &record.image, record.generation)?;
-                let name = now.map_or(record.image, |image| image.name().to_owned());
+                let note = record.ground.note();
+                let Some(guid) = record.ground.image() else {
+                    let why = format!("it came from {} and was flattened; choose another name or replace it", note.reference());
+                    return Err(StoreError::Foreign { path: clone.path, why });
+                };
+                let now = self.store.find(guid, &note.name, note.generation)?;
+                let name = now.map_or_else(|| note.name.clone(), |image| image.name().to_owned());
                 if name != self.name() {
                     let why = format!("it is a clone of {name}, not of {}; choose another name or replace it", self.name());
                     return Err(StoreError::Foreign { path: clone.path, why });
