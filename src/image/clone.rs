@@ -142,6 +142,12 @@ impl CloneDisk {
         StoreError::NoClone { clone: self.path.display().to_string(), store: self.store.dir().to_path_buf() }
     }
 
+    /// It is known, and its file is not there.
+    pub(super) fn missing(&self) -> StoreError {
+        let next = "bring it back, revert to a savepoint if it has one, or remove the clone";
+        StoreError::NoFile { what: format!("the file of the clone {}", self.name()), path: self.path.clone(), next }
+    }
+
     pub(super) fn sidecar(&self) -> PathBuf {
         sidecar_of(&self.path)
     }
@@ -196,7 +202,7 @@ impl CloneDisk {
     pub(super) fn claim(&self) -> Result<FileStorage, StoreError> {
         FileStorage::open_write(&self.path).map_err(|e| match e.kind() {
             ErrorKind::InUse => StoreError::in_use(&self.path),
-            ErrorKind::NotFound => self.unknown(),
+            ErrorKind::NotFound => self.missing(),
             _ => StoreError::storage("open", &self.path)(e),
         })
     }
@@ -237,6 +243,7 @@ impl CloneDisk {
             return Err(StoreError::SavepointsInTheWay { clone: self.path.clone(), names, next });
         }
         let image = self.reset_target(&record, options)?;
+        image.refuse_if_missing()?;
         let guid = image.manifest().data_write_guid;
         let block_size = self.block_size();
         let claim = self.claim()?;

@@ -174,6 +174,7 @@ impl Image {
         let mut recorded = self.store.create_record(&record, options.durability())?;
         let mut unfinished = Unfinished { store: &self.store, id: record.id, files: Vec::new(), finished: false };
         self.refuse_if_gone()?;
+        self.refuse_if_missing()?;
         // A sidecar that a power cut spoils is written again from the record, so two syncs are saved here.
         let mut reserved = clone.reserve(&record, Durability::Quick)?;
         unfinished.files.push(clone.sidecar());
@@ -318,6 +319,9 @@ fn place(path: &Path) -> Result<PathBuf, StoreError> {
     let (dir, _) = files::split(path)?;
     if !files::exists(dir)? {
         files::make_dir(dir)?;
+    } else if !dir.is_dir() {
+        let rule = "it is not a directory, so there can be no clone in it".to_owned();
+        return Err(StoreError::Invalid { what: dir.display().to_string(), rule });
     }
     files::real_path(path)
 }
