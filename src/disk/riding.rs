@@ -130,9 +130,14 @@ impl Riders {
         !self.closed.swap(true, Ordering::Relaxed)
     }
 
+    /// Whether pages may board.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed)
+    }
+
     /// Whether there are pages that wait and may go.
     pub(crate) fn may_depart(&self) -> bool {
-        !self.closed.load(Ordering::Relaxed) && self.is_waiting()
+        self.is_open() && self.is_waiting()
     }
 
     /// Whether pages wait for an entry.
