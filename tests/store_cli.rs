@@ -135,6 +135,23 @@ fn failures_have_their_codes_and_one_sentence() {
     place.ok("clone reset a");
 }
 
+/// A clone that is called like the disk of the next generation would be cleared away as what a crash left of it.
+#[test]
+fn no_clone_lies_inside_of_the_store() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    for args in
+        ["clone create app images/app/2", "clone create app images/.clones/x", "clone create app images/x", "clone rename a images/app/2"]
+    {
+        let message = place.fails(2, args);
+        assert!(message.contains("inside of the store") && message.contains("directory of your own"), "{args}: {message}");
+    }
+    place.ok("image refresh app");
+    assert_eq!(place.read("a.vhdx"), "the image");
+    assert_eq!(place.json("image list")["problems"], json!([]));
+}
+
 /// What a user sees when something is not where it was, or not what it was: what, where, and what to do next.
 #[test]
 fn what_is_missing_or_damaged_is_named() {

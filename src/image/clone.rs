@@ -303,12 +303,14 @@ impl CloneDisk {
     /// Gives the clone another name, or another place on the same file system.
     ///
     /// # Errors
-    /// `InUse`; `CloneExists` when there is something; `SavepointsInTheWay` when it has savepoints and would change directory.
+    /// `InUse`; `CloneExists` when there is something; `SavepointsInTheWay` when it has savepoints and would change directory;
+    /// `Invalid` for a place inside of the store.
     pub fn rename(&self, new_path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let values = names::Placeholders { image: "", now: Timestamp::now() };
         let new_path = files::real_path(&names::expand(new_path.as_ref(), &values, 1)?)?;
         let (held, mut record) = self.hold()?;
         let renamed = Self { store: self.store.clone(), path: new_path, origin: self.origin };
+        renamed.refuse_inside_store()?;
         if renamed.dir() != self.dir() && !record.savepoints.is_empty() {
             let names = record.savepoints.iter().map(|savepoint| savepoint.name.clone()).collect();
             let next = "a clone with savepoints keeps its directory; drop them first";
@@ -337,6 +339,16 @@ impl CloneDisk {
             let _ = renamed.repair();
         }
         Ok(renamed)
+    }
+
+    /// Refuses a place inside of the store: a file like `app/2.vhdx` would be taken for what a crash left of an image, and be cleared away.
+    pub(super) fn refuse_inside_store(&self) -> Result<(), StoreError> {
+        if !self.path.starts_with(self.store.dir()) {
+            return Ok(());
+        }
+        let what = self.path.display().to_string();
+        let rule = format!("it lies inside of the store {}, where images live; choose a directory of your own", self.store.dir().display());
+        Err(StoreError::Invalid { what, rule })
     }
 
     /// Takes a path for a clone by putting its sidecar there. One that a crash left without a clone is replaced.

@@ -142,7 +142,7 @@ impl Image {
     ///
     /// # Errors
     /// `Name` for a path with unknown placeholders; `Disabled`; `CloneExists` as [`CloneOptions::if_exists`] says; `Foreign` when there is
-    /// a file that is no clone of this store; `Step`; `Io`, `Create`.
+    /// a file that is no clone of this store; `Invalid` for a place inside of the store; `Step`; `Io`, `Create`.
     pub fn create_clone(&self, path: impl AsRef<Path>, options: &CloneOptions) -> Result<CloneDisk, StoreError> {
         self.refuse_if_disabled()?;
         let pattern = path.as_ref();
@@ -167,6 +167,7 @@ impl Image {
 
     fn create_at(&self, path: PathBuf, options: &CloneOptions) -> Result<CloneDisk, StoreError> {
         let clone = CloneDisk { store: self.store.clone(), path, origin: Origin::Created };
+        clone.refuse_inside_store()?;
         if files::exists(&clone.path)? {
             return Err(StoreError::CloneExists { path: clone.path });
         }
