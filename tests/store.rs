@@ -746,11 +746,17 @@ fn errors_say_what_where_and_what_next() {
     let (image, clone) = cloned(&world);
     let shown = |error: StoreError| error.to_string();
     let text = shown(world.store.image("ap").unwrap_err());
-    assert!(text.contains("ap@latest") && text.contains(world.store.dir().to_str().unwrap()) && text.contains("there is app"), "{text}");
+    assert!(
+        text.contains("no image ap in") && text.contains(world.store.dir().to_str().unwrap()) && text.contains("there is app"),
+        "{text}"
+    );
     let text = shown(world.store.image("app@7").unwrap_err());
     assert!(text.contains("app@7") && text.contains("app@1"), "{text}");
     let text = shown(image.remove().unwrap_err());
-    assert!(text.contains("1 clone ") && text.contains(clone.path().to_str().unwrap()) && text.contains("remove or reset"), "{text}");
+    assert!(
+        text.contains("1 clone ") && text.contains(clone.path().to_str().unwrap()) && text.contains("remove, reset or flatten"),
+        "{text}"
+    );
     let text = shown(world.store.create_image("a/b", Source::raw("x"), &options(), &NoProgress, &Cancel::new()).unwrap_err());
     assert!(text.contains("\"a/b\"") && text.contains("letters"), "{text}");
     assert!(world.files().iter().all(|file| !file.contains(".work")));

@@ -135,6 +135,94 @@ fn failures_have_their_codes_and_one_sentence() {
     place.ok("clone reset a");
 }
 
+/// A clone that is called like the disk of the next generation would be cleared away as what a crash left of it.
+#[test]
+fn no_clone_lies_inside_of_the_store() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    for args in
+        ["clone create app images/app/2", "clone create app images/.clones/x", "clone create app images/x", "clone rename a images/app/2"]
+    {
+        let message = place.fails(2, args);
+        assert!(message.contains("inside of the store") && message.contains("directory of your own"), "{args}: {message}");
+    }
+    place.ok("image refresh app");
+    assert_eq!(place.read("a.vhdx"), "the image");
+    assert_eq!(place.json("image list")["problems"], json!([]));
+}
+
+/// What a user sees when something is not where it was, or not what it was: what, where, and what to do next.
+#[test]
+fn what_is_missing_or_damaged_is_named() {
+    let place = Place::new();
+    let path = |name: &str| place.home.join(name);
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    place.ok("clone create app b");
+    place.ok("clone save b s");
+    std::fs::write(path("text"), "text").unwrap();
+    for (code, args, part) in [
+        (5, "image rename app app", "there is already an image app"),
+        (3, "image rename nope other", "there is no image nope in"),
+        (3, "image list nope", "there is no image nope in"),
+        (2, "clone create app text/a", "it is not a directory"),
+        (2, "image create x images", "--from directory"),
+        (5, "clone rename a a", "choose another name"),
+        (5, "image remove app", "remove, reset or flatten them first"),
+    ] {
+        let message = place.fails(code, args);
+        assert!(message.contains(part), "{args}: {message}");
+    }
+
+    // A clone's file.
+    std::fs::rename(path("a.vhdx"), path("away")).unwrap();
+    for verb in ["save a t", "compact a", "hydrate a", "flatten a", "resize a --size 1G", "rebase a", "reset a", "rename a c", "repair a"] {
+        let message = place.fails(3, &format!("clone {verb}"));
+        assert!(message.contains("the file of the clone a is missing") && !message.contains("0x0"), "{verb}: {message}");
+    }
+    assert_eq!(place.run("clone check a").status.code(), Some(6));
+    std::fs::rename(path("away"), path("a.vhdx")).unwrap();
+
+    // What it stands on.
+    std::fs::rename(path("b.s.avhdx"), path("away")).unwrap();
+    for verb in ["save b t", "compact b", "hydrate b", "resize b --size 1G"] {
+        let message = place.fails(3, &format!("clone {verb}"));
+        assert!(message.contains("the savepoint s under the clone b is missing"), "{verb}: {message}");
+    }
+    std::fs::rename(path("away"), path("b.s.avhdx")).unwrap();
+    std::fs::rename(path("images/app/1.vhdx"), path("away")).unwrap();
+    for verb in
+        ["save a t", "compact a", "hydrate a", "flatten a", "resize a --size 1G", "reset a", "revert b s", "repair a", "create app@1 c"]
+    {
+        let message = place.fails(3, &format!("clone {verb}"));
+        assert!(message.contains("is missing") && message.contains("images/app/1.vhdx") && message.contains("copy"), "{verb}: {message}");
+    }
+    assert!(place.fails(3, "image verify app").contains("the disk of app@1 is missing"));
+    std::fs::rename(path("away"), path("images/app/1.vhdx")).unwrap();
+    place.ok("clone compact a");
+
+    // What cannot be read.
+    std::fs::write(path("a.vhdx"), "").unwrap();
+    assert!(place.fails(6, "clone save a t").contains("`clone check`"));
+    assert_eq!(place.run("clone check a").status.code(), Some(6));
+    place.ok("clone reset a");
+    for record in std::fs::read_dir(path("images/.clones")).unwrap() {
+        std::fs::write(record.unwrap().path(), "{").unwrap();
+    }
+    for args in ["clone list", "image sweep", "image remove app"] {
+        assert!(place.fails(6, args).contains("`clone repair PATH`"), "{args}");
+    }
+    place.ok("clone repair a.vhdx");
+    place.ok("clone repair b.vhdx");
+    place.ok("clone list");
+    let options = diffdisk::OpenOptions::new().writable(true).parents(diffdisk::ParentPolicy::Anywhere);
+    let open = ["a.vhdx", "b.vhdx"].map(|name| Disk::open(path(name), &options).unwrap());
+    assert_eq!(place.run("clone repair").status.code(), Some(5), "in use is no damage");
+    drop(open);
+    place.ok("clone repair");
+}
+
 /// Also for root, whom the permissions of the file do not stop.
 #[test]
 fn no_verb_changes_an_image() {

@@ -464,6 +464,45 @@ fn a_flattening_that_was_stopped_goes_on() {
     assert!(whole(&clone) == model);
 }
 
+#[test]
+fn a_clone_is_flattened_while_it_is_written() {
+    let world = World::new();
+    let (clone, mut model) = changed(&world);
+    let other = world.store.image("app").unwrap().create_clone(world.path("other"), &quick()).unwrap();
+    let disk = clone.open().unwrap();
+    let wrong = other.flatten_open(&disk, &NoProgress, &Cancel::new()).unwrap_err();
+    assert!(wrong.to_string().contains("another file"), "{wrong}");
+    other.remove().unwrap();
+    let cancel = Cancel::new();
+    assert_eq!(clone.flatten_open(&disk, &Impatient(&cancel), &cancel).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(!alone(&clone));
+    let (stop, written) = (std::sync::atomic::AtomicBool::new(false), std::sync::atomic::AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let (disk, stop, written) = (&disk, &stop, &written);
+        scope.spawn(move || {
+            for n in 0..200_u64 {
+                disk.write_at(&[n as u8 + 1; 700], n * 40_000).unwrap();
+                written.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if stop.load(std::sync::atomic::Ordering::Relaxed) && n > 100 {
+                    break;
+                }
+            }
+        });
+        assert!(clone.flatten_open(disk, &NoProgress, &Cancel::new()).unwrap().is_cut);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        // Nobody needs the image any more, although the disk is open.
+        assert!(alone(&clone));
+        world.store.image("app").unwrap().remove().unwrap();
+    });
+    for n in 0..written.into_inner() as usize {
+        model[n * 40_000..n * 40_000 + 700].fill(n as u8 + 1);
+    }
+    assert!(clone.flatten_open(&disk, &NoProgress, &Cancel::new()).unwrap().is_cut, "again");
+    disk.close().unwrap();
+    assert!(whole(&clone) == model);
+    in_order(&clone);
+}
+
 /// The states between the steps, by hand, and everybody who may come next.
 #[test]
 fn whoever_comes_next_settles_a_flattening() {

@@ -17,7 +17,7 @@ for tool in 7zz 7z; do
 done
 [ -n "$seven" ] || need p7zip-full 7z
 [ -n "$seven" ] || { 7z i | grep -i '\bvhdx\b' >/dev/null && seven=7z; } || say "7-Zip here does not know VHDX; its part is left out"
-changes=${CHANGES:-4096} kills=${KILLS:-12} rounds=${ROUNDS:-3}
+changes=${CHANGES:-4096} kills=${KILLS:-10} rounds=${ROUNDS:-3}
 cd "$work"
 
 # The model: 512 MiB, every third MiB of the base filled; 4 KiB changes all over, some of them zeros.

@@ -325,7 +325,7 @@ impl CloneDisk {
     ) -> Result<Vec<PathBuf>, StoreError> {
         // A file that cannot say what it stands on is examined alone.
         let mut line = match self.linkage() {
-            Ok(parent) => match self.line(record, parent) {
+            Ok(parent) => match self.files_below(record, parent) {
                 Ok(line) => line,
                 Err(StoreError::NoImage { .. }) => {
                     report.note(&self.path, BookFault::NoImage(self.root(record, parent).unwrap_or(Guid::ZERO)), false);

@@ -142,6 +142,12 @@ impl CloneDisk {
         StoreError::NoClone { clone: self.path.display().to_string(), store: self.store.dir().to_path_buf() }
     }
 
+    /// It is known, and its file is not there.
+    pub(super) fn missing(&self) -> StoreError {
+        let next = "bring it back, revert to a savepoint if it has one, or remove the clone";
+        StoreError::NoFile { what: format!("the file of the clone {}", self.name()), path: self.path.clone(), next }
+    }
+
     pub(super) fn sidecar(&self) -> PathBuf {
         sidecar_of(&self.path)
     }
@@ -196,7 +202,7 @@ impl CloneDisk {
     pub(super) fn claim(&self) -> Result<FileStorage, StoreError> {
         FileStorage::open_write(&self.path).map_err(|e| match e.kind() {
             ErrorKind::InUse => StoreError::in_use(&self.path),
-            ErrorKind::NotFound => self.unknown(),
+            ErrorKind::NotFound => self.missing(),
             _ => StoreError::storage("open", &self.path)(e),
         })
     }
@@ -237,6 +243,7 @@ impl CloneDisk {
             return Err(StoreError::SavepointsInTheWay { clone: self.path.clone(), names, next });
         }
         let image = self.reset_target(&record, options)?;
+        image.refuse_if_missing()?;
         let guid = image.manifest().data_write_guid;
         let block_size = self.block_size();
         let claim = self.claim()?;
@@ -296,12 +303,14 @@ impl CloneDisk {
     /// Gives the clone another name, or another place on the same file system.
     ///
     /// # Errors
-    /// `InUse`; `CloneExists` when there is something; `SavepointsInTheWay` when it has savepoints and would change directory.
+    /// `InUse`; `CloneExists` when there is something; `SavepointsInTheWay` when it has savepoints and would change directory;
+    /// `Invalid` for a place inside of the store.
     pub fn rename(&self, new_path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let values = names::Placeholders { image: "", now: Timestamp::now() };
         let new_path = files::real_path(&names::expand(new_path.as_ref(), &values, 1)?)?;
         let (held, mut record) = self.hold()?;
         let renamed = Self { store: self.store.clone(), path: new_path, origin: self.origin };
+        renamed.refuse_inside_store()?;
         if renamed.dir() != self.dir() && !record.savepoints.is_empty() {
             let names = record.savepoints.iter().map(|savepoint| savepoint.name.clone()).collect();
             let next = "a clone with savepoints keeps its directory; drop them first";
@@ -330,6 +339,16 @@ impl CloneDisk {
             let _ = renamed.repair();
         }
         Ok(renamed)
+    }
+
+    /// Refuses a place inside of the store: a file like `app/2.vhdx` would be taken for what a crash left of an image, and be cleared away.
+    pub(super) fn refuse_inside_store(&self) -> Result<(), StoreError> {
+        if !self.path.starts_with(self.store.dir()) {
+            return Ok(());
+        }
+        let what = self.path.display().to_string();
+        let rule = format!("it lies inside of the store {}, where images live; choose a directory of your own", self.store.dir().display());
+        Err(StoreError::Invalid { what, rule })
     }
 
     /// Takes a path for a clone by putting its sidecar there. One that a crash left without a clone is replaced.

@@ -142,7 +142,7 @@ impl Image {
     ///
     /// # Errors
     /// `Name` for a path with unknown placeholders; `Disabled`; `CloneExists` as [`CloneOptions::if_exists`] says; `Foreign` when there is
-    /// a file that is no clone of this store; `Step`; `Io`, `Create`.
+    /// a file that is no clone of this store; `Invalid` for a place inside of the store; `Step`; `Io`, `Create`.
     pub fn create_clone(&self, path: impl AsRef<Path>, options: &CloneOptions) -> Result<CloneDisk, StoreError> {
         self.refuse_if_disabled()?;
         let pattern = path.as_ref();
@@ -167,6 +167,7 @@ impl Image {
 
     fn create_at(&self, path: PathBuf, options: &CloneOptions) -> Result<CloneDisk, StoreError> {
         let clone = CloneDisk { store: self.store.clone(), path, origin: Origin::Created };
+        clone.refuse_inside_store()?;
         if files::exists(&clone.path)? {
             return Err(StoreError::CloneExists { path: clone.path });
         }
@@ -174,6 +175,7 @@ impl Image {
         let mut recorded = self.store.create_record(&record, options.durability())?;
         let mut unfinished = Unfinished { store: &self.store, id: record.id, files: Vec::new(), finished: false };
         self.refuse_if_gone()?;
+        self.refuse_if_missing()?;
         // A sidecar that a power cut spoils is written again from the record, so two syncs are saved here.
         let mut reserved = clone.reserve(&record, Durability::Quick)?;
         unfinished.files.push(clone.sidecar());
@@ -318,6 +320,9 @@ fn place(path: &Path) -> Result<PathBuf, StoreError> {
     let (dir, _) = files::split(path)?;
     if !files::exists(dir)? {
         files::make_dir(dir)?;
+    } else if !dir.is_dir() {
+        let rule = "it is not a directory, so there can be no clone in it".to_owned();
+        return Err(StoreError::Invalid { what: dir.display().to_string(), rule });
     }
     files::real_path(path)
 }

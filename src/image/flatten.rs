@@ -27,6 +27,7 @@ use super::record::Record;
 use crate::chain::{Disk, OpenOptions};
 use crate::kind::ErrorKind;
 use crate::progress::{Cancel, Progress};
+use crate::storage::FileStorage;
 use crate::tools::{Hydrated, ToolError};
 
 impl CloneDisk {
@@ -55,13 +56,8 @@ impl CloneDisk {
     pub fn flatten(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Hydrated, StoreError> {
         let (mut held, mut record) = self.hold()?;
         let alone = Hydrated { is_cut: true, ..Hydrated::default() };
-        if record.ground.image().is_none() {
+        if !self.may_flatten(&record)? {
             return Ok(alone);
-        }
-        if !record.savepoints.is_empty() {
-            let names = record.savepoints.iter().map(|savepoint| savepoint.name.clone()).collect();
-            let next = "they stand on the image, and cutting the clone off would leave them behind; drop them first";
-            return Err(StoreError::SavepointsInTheWay { clone: self.path.clone(), names, next });
         }
         if self.linkage()?.is_none() {
             // The caller says that this is the clone. Nobody may be writing to it, and its name must last before the books rely on it.
@@ -73,7 +69,12 @@ impl CloneDisk {
         let disk = self.open_once(&record, &OpenOptions::new().writable(true))?;
         record.flattening = true;
         let noted = self.note(&mut held, &mut record, Durability::Durable);
-        let done = noted.and_then(|()| self.cut(disk, progress, cancel));
+        let done = noted.and_then(|()| {
+            let done = self.cut(&disk, progress, cancel);
+            // What was done before it was stopped is done, so the disk is closed in any case.
+            let closed = disk.close().map_err(StoreError::disk(&self.path));
+            done.and_then(|done| closed.map(|()| done))
+        });
         // Asked rather than concluded: after a failure of the last step it may be either. Nothing is noted that could not be told.
         let noted = match self.settle_ground(&mut record) {
             Ok(true) => self.note(&mut held, &mut record, Durability::Durable),
@@ -82,18 +83,74 @@ impl CloneDisk {
         done.and_then(|done| noted.map(|()| done))
     }
 
-    fn cut(&self, disk: Disk, progress: &dyn Progress, cancel: &Cancel) -> Result<Hydrated, StoreError> {
-        let done = disk.flatten(progress, cancel).map_err(|source| match source {
+    /// The same for a clone that this process has open, while it goes on being read and written: `disk` is what [`CloneDisk::open`] gave.
+    ///
+    /// ```
+    /// use diffdisk::{Cancel, CloneOptions, ImageOptions, NoProgress, Source, Store};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (raw, alice) = (dir.path().join("db.img"), dir.path().join("alice.vhdx"));
+    /// # std::fs::write(&raw, [7; 1 << 20])?;
+    /// # let store = Store::open(dir.path().join("images"))?;
+    /// let image = store.create_image("app", Source::raw(&raw), &ImageOptions::default(), &NoProgress, &Cancel::new())?;
+    /// let clone = image.create_clone(&alice, &CloneOptions::default())?;
+    /// let disk = clone.open()?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| disk.write_at(b"meanwhile", 0));
+    ///     clone.flatten_open(&disk, &NoProgress, &Cancel::new())
+    /// })?;
+    /// image.remove()?; // its file stays until the disk is closed, and nothing is read from it
+    /// disk.close()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`CloneDisk::flatten`]; `Invalid` when `disk` is another file. When the last step itself fails the disk is latched, and the note stays until
+    /// somebody opens or repairs the clone.
+    pub fn flatten_open(&self, disk: &Disk, progress: &dyn Progress, cancel: &Cancel) -> Result<Hydrated, StoreError> {
+        let (mut held, mut record) = self.hold()?;
+        if !self.may_flatten(&record)? {
+            return Ok(Hydrated { is_cut: true, ..Hydrated::default() });
+        }
+        let metadata = std::fs::metadata(&self.path).map_err(StoreError::io("look at", &self.path))?;
+        if disk.leaf.original.id() != FileStorage::id_of(&metadata) {
+            let what = format!("flattening {}", self.path.display());
+            return Err(StoreError::Invalid { what, rule: "the open disk is another file".to_owned() });
+        }
+        record.flattening = true;
+        let noted = self.note(&mut held, &mut record, Durability::Durable);
+        let done = noted.and_then(|()| self.cut(disk, progress, cancel));
+        match &done {
+            Ok(_) => record.ground = record.ground.cut(),
+            // Cut or not, the file knows, and whoever opens it next.
+            Err(_) if disk.is_degraded() => return done,
+            Err(_) => {}
+        }
+        record.flattening = false;
+        let noted = self.note(&mut held, &mut record, Durability::Durable);
+        done.and_then(|done| noted.map(|()| done))
+    }
+
+    /// Whether there is a link to cut.
+    fn may_flatten(&self, record: &Record) -> Result<bool, StoreError> {
+        if record.ground.image().is_none() {
+            return Ok(false);
+        }
+        if record.savepoints.is_empty() {
+            return Ok(true);
+        }
+        let names = record.savepoints.iter().map(|savepoint| savepoint.name.clone()).collect();
+        let next = "they stand on the image, and cutting the clone off would leave them behind; drop them first";
+        Err(StoreError::SavepointsInTheWay { clone: self.path.clone(), names, next })
+    }
+
+    fn cut(&self, disk: &Disk, progress: &dyn Progress, cancel: &Cancel) -> Result<Hydrated, StoreError> {
+        disk.flatten(progress, cancel).map_err(|source| match source {
             ToolError::Cancelled => {
                 let left = "it is linked as it was, what was copied is kept, and the same again goes on";
                 StoreError::Cancelled { doing: "flattening the clone", left }
             }
             source => StoreError::Work { source },
-        });
-        // What was done before it was stopped is done, so the disk is closed in any case.
-        let closed = disk.close().map_err(StoreError::disk(&self.path));
-        let done = done?;
-        closed.map(|()| done)
+        })
     }
 
     /// Finds out what the clone stands on, where a note says that somebody was about to change that: by flattening it, or by putting it on another

@@ -6,6 +6,7 @@
 
 use super::clone::CloneDisk;
 use super::error::StoreError;
+use super::files;
 use super::record::{Record, Savepoint};
 use crate::chain::{Disk, OpenOptions, ParentPolicy};
 use crate::guid::Guid;
@@ -37,9 +38,9 @@ impl CloneDisk {
         if record.flattening || record.savepoints.iter().any(|savepoint| savepoint.pending) {
             record = self.hold()?.1;
         }
-        // Somebody may put another leaf there between the look and the opening; once is enough to tell.
+        // Somebody may put another leaf there between the look and the opening, or drop a savepoint; once is enough to tell.
         let mut result = self.open_once(&record, options);
-        if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Damaged) {
+        if result.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::Damaged | ErrorKind::NotFound)) {
             result = self.open_once(&self.record()?, options);
         }
         if options.writable && result.is_ok() {
@@ -65,13 +66,31 @@ impl CloneDisk {
     /// The identity of what the clone stands on.
     pub(super) fn linkage(&self) -> Result<Option<Guid>, StoreError> {
         match linkage_of(&self.path) {
-            Err(StoreError::Open { source, .. }) if source.kind() == ErrorKind::NotFound => Err(self.unknown()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(self.missing()),
             result => result,
         }
     }
 
-    /// The files below something that stands on `parent`, nearest first.
+    /// The files below something that stands on `parent`, nearest first. All of them are there.
     pub(super) fn line(&self, record: &Record, parent: Option<Guid>) -> Result<Vec<PathBuf>, StoreError> {
+        let line = self.files_below(record, parent)?;
+        for path in &line {
+            if files::exists(path)? {
+                continue;
+            }
+            let name = path.file_name().and_then(|name| name.to_str());
+            let savepoint = record.savepoints.iter().find(|savepoint| path.parent() == Some(self.dir()) && name == Some(&savepoint.file));
+            let (what, next) = match savepoint {
+                Some(savepoint) => (format!("the savepoint {} under the clone {}", savepoint.name, self.name()), "bring it back"),
+                None => (format!("the disk of the image under the clone {}", self.name()), "restore it from a copy"),
+            };
+            return Err(StoreError::NoFile { what, path: path.clone(), next });
+        }
+        Ok(line)
+    }
+
+    /// The same, whether they are there or not.
+    pub(super) fn files_below(&self, record: &Record, parent: Option<Guid>) -> Result<Vec<PathBuf>, StoreError> {
         let mut record = record.clone();
         record.ask_the_files(self.dir());
         let (savepoints, root) = record.descend(parent);

@@ -198,7 +198,7 @@ impl Store {
     pub(super) fn records(&self) -> Result<Vec<Record>, StoreError> {
         let mut records = Vec::new();
         for (_, path) in self.record_files()? {
-            if let Some(record) = files::read_if_there::<Record>(&path)? {
+            if let Some(record) = read_record(&path)? {
                 record.check_format(&path)?;
                 records.push(record);
             }
@@ -318,7 +318,7 @@ impl Store {
             let known = old.remove(&name).filter(|known| known.record_stamp == record_stamp);
             let record = match &known {
                 Some(known) => known.record.clone(),
-                None => match files::read_if_there::<Record>(&path)? {
+                None => match read_record(&path)? {
                     Some(record) => record,
                     None => continue,
                 },
@@ -400,6 +400,17 @@ impl Store {
         text.extend_from_slice(&body);
         let _ = files::put_bytes(&self.index_path(), &text, true, Durability::Quick);
     }
+}
+
+/// A record in the store. One that is spoiled is written again from the clone's sidecar, and must not simply be put away: it keeps the image.
+fn read_record(path: &Path) -> Result<Option<Record>, StoreError> {
+    files::read_if_there::<Record>(path).map_err(|e| match e {
+        StoreError::Damaged { path, what, .. } => {
+            let next = "`clone repair PATH` with the clone's path writes it again; move it away only if that clone is gone";
+            StoreError::Damaged { path, what, next }
+        }
+        e => e,
+    })
 }
 
 /// Its lock would tell for sure, but asking for it could be in the way of the maker.

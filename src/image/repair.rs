@@ -75,6 +75,9 @@ impl CloneDisk {
         if !sidecar_was_there {
             repaired.done.push("its sidecar was missing and has been written again".to_owned());
         }
+        if !files::exists(&self.path)? {
+            return Err(self.missing());
+        }
         // From the image upwards, so that a savepoint is in order before something is checked against it.
         let savepoints: Vec<PathBuf> = record.savepoints.iter().map(|savepoint| self.dir().join(&savepoint.file)).collect();
         for savepoint in &savepoints {

@@ -43,6 +43,9 @@ impl CloneDisk {
         if record.savepoint(name).is_some() {
             return Err(StoreError::SavepointExists { clone: self.path.clone(), name: name.to_owned() });
         }
+        if !files::exists(&self.path)? {
+            return Err(self.missing());
+        }
         image::settle(&self.path)?;
         // Shared, so that the new child can open it as its parent; nobody who wants to write gets past it.
         let reader = FileStorage::open_read(&self.path).map_err(|e| match e.kind() {

@@ -7,7 +7,7 @@ use crate::exit;
 use crate::table;
 use diffdisk::{
     Cancel, CloneBase, CloneDisk, CloneOptions, CloneSummary, ErrorKind, IfExists, Origin, Pruned, RebaseOptions, Repaired, ResetOptions,
-    Savepoint, Step, Timestamp,
+    Savepoint, Step, StoreError, Timestamp,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -517,7 +517,8 @@ pub fn report_pruned(pruned: &Pruned, ctx: &Context) -> Result<(), CliError> {
         pruned.removed.iter().try_for_each(|name| writeln!(out, "removed {name}"))?;
         pruned.kept.iter().try_for_each(|(name, why)| writeln!(out, "kept {name}: {why}"))
     })?;
-    let failed = pruned.kept.iter().find(|(_, why)| !matches!(why.kind(), ErrorKind::InUse | ErrorKind::Denied));
+    let is_asked_for = |why: &StoreError| matches!(why, StoreError::Protected { .. }) || why.kind() == ErrorKind::InUse;
+    let failed = pruned.kept.iter().find(|(_, why)| !is_asked_for(why));
     failed.map_or(Ok(()), |(_, why)| Err(why.clone().into()))
 }
 
@@ -548,6 +549,12 @@ fn repair(args: &RepairArgs, ctx: &Context) -> Result<(), CliError> {
     })?;
     match failed {
         0 => Ok(()),
-        n => Err(CliError::new(ErrorKind::Damaged, format!("{n} of {} clones could not be repaired; the report says why", all.len()))),
+        n => {
+            // All for one reason: that one. Being in use, or of another user, is no damage.
+            let mut kinds = all.iter().filter_map(|one| one.failed.as_ref().map(|why| why.kind()));
+            let first = kinds.next().unwrap_or(ErrorKind::Damaged);
+            let kind = if kinds.all(|kind| kind == first) { first } else { ErrorKind::Damaged };
+            Err(CliError::new(kind, format!("{n} of {} clones could not be repaired; the report says why", all.len())))
+        }
     }
 }
