@@ -143,7 +143,7 @@ SCRIPTS = [
     ("clone flatten", ["clone", "flatten", "clones/bob.vhdx", *STORE], None),
     ("clone rename", ["clone", "rename", "clones/alice.vhdx", "clones/carol.vhdx", *STORE], None),
     ("clone protect", ["clone", "protect", "clones/bob.vhdx", *STORE], None),
-    ("clone expire", ["clone", "expire", "clones/bob.vhdx", "--never", *STORE], None),
+    ("clone expire", ["clone", "expire", "clones/bob.vhdx", "--ttl", "1h", *STORE], None),
     ("clone remove", ["clone", "remove", "clones/alice.vhdx", *STORE], None),
     ("clone prune", ["clone", "prune", "--expired", *STORE], None),
 ]
@@ -170,7 +170,9 @@ VOLATILE = {"created", "created_at", "changed", "sealed", "sealed_at", "id", "di
 
 def stable(value):
     if isinstance(value, dict):
-        return {key: stable(part) for key, part in value.items() if key not in VOLATILE}
+        kept = {key: stable(part) for key, part in value.items() if key not in VOLATILE}
+        # When is a time; whether is not.
+        return kept | ({"expires": value["expires"] is not None} if "expires" in value else {})
     if isinstance(value, list):
         return sorted((stable(part) for part in value), key=lambda part: json.dumps(part, sort_keys=True))
     return value
