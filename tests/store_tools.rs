@@ -1,5 +1,7 @@
 //! The toolbox on clones: what is found wrong and put right, and that a clone shows the same bytes before and after.
 
+#![cfg(unix)]
+
 #[path = "support/store.rs"]
 mod support;
 
