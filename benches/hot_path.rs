@@ -22,6 +22,13 @@ fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     group
 }
 
+/// For groups of which there are many.
+fn short<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = group(c, name);
+    group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(700)).sample_size(10);
+    group
+}
+
 /// The unit of comparison: something that reads and writes at offsets.
 trait Bytes {
     fn read(&self, buf: &mut [u8], at: u64);
@@ -72,6 +79,37 @@ fn write(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, bytes: &dyn Bytes
     group.bench_function(name, |b| b.iter(|| bytes.write(buf.get(), places.next())));
 }
 
+/// The same, and 70 reads to 30 writes, by several threads at once; what is shown is the time of all threads by the number of calls.
+fn crowd(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, threads: u64, bytes: &(dyn Bytes + Sync), writes: bool) {
+    group.bench_function(name, |b| {
+        b.iter_custom(|iterations| {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for thread in 0..threads {
+                    scope.spawn(move || {
+                        let (mut buf, mut places) = (Buffer::new(PAGE), Places::new());
+                        // Each somewhere else.
+                        for _ in 0..thread * 1021 {
+                            places.next();
+                        }
+                        for i in 0..iterations.div_ceil(threads) {
+                            if writes && i % 10 < 3 {
+                                bytes.write(buf.get(), places.next());
+                            } else {
+                                // Every second one of a page that a warm child most likely does not hold.
+                                let neighbour = if writes && i % 2 == 1 { PAGE as u64 } else { 0 };
+                                bytes.read(buf.get_mut(), places.next() ^ neighbour);
+                                black_box(buf.get()[0]);
+                            }
+                        }
+                    });
+                }
+            });
+            start.elapsed()
+        });
+    });
+}
+
 /// Writes into files that `fresh` makes anew, off the clock, whenever the stream of places starts over. With a flush after each
 /// `every`-th write.
 fn first_writes<B: Bytes>(
@@ -113,7 +151,7 @@ fn reads(c: &mut Criterion) {
     let mut present = group(c, "read 4 KiB present");
     read(&mut present, "plain file", &lab.raw);
     read(&mut present, "full block", &lab.chain(0, false));
-    read(&mut present, "own sectors of a child", &lab.warm("warm"));
+    read(&mut present, "own sectors of a child", &lab.warm("warm", false));
     present.finish();
     for depth in [1, 2, 8, MAX_DEPTH] {
         let mut redirected = group(c, &format!("read 4 KiB redirected, depth {depth}"));
@@ -126,7 +164,7 @@ fn reads(c: &mut Criterion) {
 
 fn writes(c: &mut Criterion) {
     let lab = Lab::new();
-    let warm = lab.warm("warm");
+    let warm = lab.warm("warm", false);
     for (name, len) in [("4 KiB", PAGE), ("512 B", 512)] {
         let mut rewrite = group(c, &format!("rewrite {name}"));
         write(&mut rewrite, "plain file", &lab.raw, len);
@@ -141,7 +179,7 @@ fn writes(c: &mut Criterion) {
 
 fn flushes(c: &mut Criterion) {
     let lab = Lab::new();
-    let warm = lab.warm("warm");
+    let warm = lab.warm("warm", false);
     let mut rewrites = group(c, "rewrite 4 KiB and flush");
     for (name, bytes) in [("plain file", &lab.raw as &dyn Bytes), ("child", &warm)] {
         let (buf, mut places) = (Buffer::new(PAGE), Places::new());
@@ -161,5 +199,37 @@ fn flushes(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, reads, writes, flushes);
+fn threads(c: &mut Criterion) {
+    let lab = Lab::new();
+    for threads in [1, 2, 4] {
+        for depth in [1, 2, 8, MAX_DEPTH] {
+            let mut redirected = short(c, &format!("read 4 KiB redirected, depth {depth}, {threads} threads"));
+            crowd(&mut redirected, "plain file", threads, &lab.raw, false);
+            crowd(&mut redirected, "chain", threads, &lab.chain(depth, false), false);
+            crowd(&mut redirected, "chain, ancestors mapped", threads, &lab.chain(depth, true), false);
+            redirected.finish();
+        }
+        let mut mixed = short(c, &format!("70 reads to 30 writes of 4 KiB, {threads} threads"));
+        crowd(&mut mixed, "plain file", threads, &lab.raw, true);
+        crowd(&mut mixed, "child", threads, &lab.warm("mixed", false), true);
+        crowd(&mut mixed, "child, ancestors mapped", threads, &lab.warm("mixed-mapped", true), true);
+        mixed.finish();
+    }
+}
+
+/// What a guard costs (`storage::guard_mappings`). Runs last: mappings made from here on have guards.
+fn guard(c: &mut Criterion) {
+    #[cfg(target_os = "linux")]
+    {
+        let lab = Lab::new();
+        let bare = lab.chain(2, true);
+        diffdisk::storage::guard_mappings().expect("the handler is installed");
+        let mut guards = group(c, "read 4 KiB redirected, depth 2, mapped");
+        read(&mut guards, "bare", &bare);
+        read(&mut guards, "guarded", &lab.chain(2, true));
+        guards.finish();
+    }
+}
+
+criterion_group!(benches, reads, writes, flushes, threads, guard);
 criterion_main!(benches);

@@ -59,9 +59,9 @@ pub use disk::repair::RepairStep;
 pub use guid::{DataWriteGuid, FileWriteGuid, Guid, GuidParseError, LogGuid};
 #[cfg(feature = "store")]
 pub use image::{
-    BookFault, BookFinding, Catalog, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, Dropped, ExaminedFiles, IfExists, Image,
-    ImageOptions, ImageRef, LiveClone, Manifest, Origin, Problem, Pruned, Repaired, ResetOptions, Saved, Savepoint, Source, SourceInfo,
-    Step, StepCost, Store, StoreError, StoreReport, Sweep, Swept, Timestamp, Verified, relink_proven,
+    BookFault, BookFinding, Catalog, CloneBase, CloneDisk, CloneId, CloneOptions, CloneState, CloneSummary, Dropped, ExaminedFiles,
+    IfExists, Image, ImageOptions, ImageRef, LiveClone, Manifest, Origin, Problem, Pruned, Repaired, ResetOptions, Saved, Savepoint,
+    Source, SourceInfo, Step, StepCost, Store, StoreError, StoreReport, Sweep, Swept, Timestamp, Verified, relink_proven,
 };
 #[cfg(all(feature = "store", unix))]
 pub use image::{Control, ControlStopper};

@@ -8,12 +8,12 @@ mod loud;
 
 use alloc::measured;
 use diffdisk::storage::{MemoryStorage, Storage, StorageId, SyncSite};
-use diffdisk::{CreateOptions, Disk, OpenOptions};
+use diffdisk::{CreateOptions, Disk, FlushMode, OpenOptions};
 use loud::loud;
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -26,6 +26,8 @@ struct Counting {
     writes: AtomicU64,
     // Room is made beforehand, so that counting does not allocate where nothing may.
     syncs: Mutex<Vec<SyncSite>>,
+    /// Whether a durable write is said to be cheaper than a write and a sync. It is counted as a sync.
+    durably: AtomicBool,
 }
 
 impl Counting {
@@ -76,6 +78,10 @@ impl Storage for Counting {
     fn sync(&self, site: SyncSite) -> io::Result<()> {
         self.syncs.lock().unwrap().push(site);
         self.inner.sync(site)
+    }
+
+    fn writes_durably(&self) -> bool {
+        self.durably.load(Ordering::Relaxed)
     }
 
     fn punch(&self, at: u64, len: u64) -> io::Result<()> {
@@ -161,6 +167,35 @@ fn flushes_keep_the_budget() {
     assert!(file.syncs().len() <= 2, "a trim");
     disk.close().unwrap();
     assert_eq!((base.writes(), base.syncs()), (0, Vec::new()), "the parent is never written");
+}
+
+/// Payload rides in the log also while every write touches a new block and the file grows: but for the first flush of a session and those
+/// that find the log full, a flush is one durable write.
+#[test]
+fn first_writes_into_new_blocks_ride() {
+    let (base, file, disk) = pair(64 * GIB);
+    disk.close().unwrap();
+    file.durably.store(true, Ordering::Relaxed);
+    let options = OpenOptions::new().writable(true).flush_mode(FlushMode::PayloadInLog);
+    let disk = Disk::open_on(stored(&file), vec![stored(&base)], &options).unwrap();
+    file.syncs();
+    for (writes, flushes, most) in [(1, 150, 8), (32, 20, 8)] {
+        let mut others = 0;
+        for round in 0..flushes {
+            for i in 0..writes {
+                // Twelve bitmap pages and more: blocks that lie far from each other.
+                disk.write_at(&[7; 4096], (1 + round * writes + i) * 7 * MIB + 4096 * writes).unwrap();
+            }
+            file.syncs();
+            disk.flush().unwrap();
+            others += u64::from(file.syncs() != [SyncSite::Log]);
+        }
+        loud(&format!("flush: {writes} first writes, payload in the log: {others} of {flushes} flushes took a sync"));
+        assert!(others <= most, "{others} of {flushes} flushes took a sync");
+    }
+    let grown = file.len().unwrap();
+    disk.close().unwrap();
+    assert!(file.len().unwrap() + 64 * MIB < grown, "what the file was longer than it had to be is given back");
 }
 
 #[test]

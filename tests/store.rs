@@ -93,7 +93,7 @@ fn a_day_of_a_developer() {
     assert_eq!((second.generation(), world.store.image("app").unwrap().generation()), (2, 2));
     assert_eq!(first(&clone, 1), [1], "the clone stays where it is");
     clone.reset(&ResetOptions::default().to("latest")).unwrap();
-    assert_eq!((first(&clone, 1), clone.summary().unwrap().generation), (vec![50], 2));
+    assert_eq!((first(&clone, 1), clone.summary().unwrap().base.image().unwrap()), (vec![50], "app@2".to_owned()));
     assert_eq!(
         world.store.refresh_image("app", None, &options(), &NoProgress, &Cancel::new()).unwrap().generation(),
         3,
@@ -450,7 +450,7 @@ fn renamed_images_and_clones_keep_working() {
     taken.remove().unwrap();
     let repaired = world.store.rename_image("app", "shop").unwrap();
     assert!(repaired.len() == 1 && repaired[0].failed.is_none(), "{repaired:?}");
-    assert_eq!((first(&clone, 1), clone.summary().unwrap().image.as_str()), (vec![5], "shop"));
+    assert_eq!((first(&clone, 1), clone.summary().unwrap().base.image().unwrap()), (vec![5], "shop@1".to_owned()));
     let outside = OpenOptions::new().parents(ParentPolicy::Beneath(vec![world.store.dir().into()]));
     Disk::open(clone.path(), &outside).expect("other programs find the image, too");
     assert_eq!(world.store.image("app").unwrap_err().kind(), ErrorKind::NotFound);
@@ -746,11 +746,17 @@ fn errors_say_what_where_and_what_next() {
     let (image, clone) = cloned(&world);
     let shown = |error: StoreError| error.to_string();
     let text = shown(world.store.image("ap").unwrap_err());
-    assert!(text.contains("ap@latest") && text.contains(world.store.dir().to_str().unwrap()) && text.contains("there is app"), "{text}");
+    assert!(
+        text.contains("no image ap in") && text.contains(world.store.dir().to_str().unwrap()) && text.contains("there is app"),
+        "{text}"
+    );
     let text = shown(world.store.image("app@7").unwrap_err());
     assert!(text.contains("app@7") && text.contains("app@1"), "{text}");
     let text = shown(image.remove().unwrap_err());
-    assert!(text.contains("1 clone ") && text.contains(clone.path().to_str().unwrap()) && text.contains("remove or reset"), "{text}");
+    assert!(
+        text.contains("1 clone ") && text.contains(clone.path().to_str().unwrap()) && text.contains("remove, reset or flatten"),
+        "{text}"
+    );
     let text = shown(world.store.create_image("a/b", Source::raw("x"), &options(), &NoProgress, &Cancel::new()).unwrap_err());
     assert!(text.contains("\"a/b\"") && text.contains("letters"), "{text}");
     assert!(world.files().iter().all(|file| !file.contains(".work")));

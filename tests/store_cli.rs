@@ -135,6 +135,94 @@ fn failures_have_their_codes_and_one_sentence() {
     place.ok("clone reset a");
 }
 
+/// A clone that is called like the disk of the next generation would be cleared away as what a crash left of it.
+#[test]
+fn no_clone_lies_inside_of_the_store() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    for args in
+        ["clone create app images/app/2", "clone create app images/.clones/x", "clone create app images/x", "clone rename a images/app/2"]
+    {
+        let message = place.fails(2, args);
+        assert!(message.contains("inside of the store") && message.contains("directory of your own"), "{args}: {message}");
+    }
+    place.ok("image refresh app");
+    assert_eq!(place.read("a.vhdx"), "the image");
+    assert_eq!(place.json("image list")["problems"], json!([]));
+}
+
+/// What a user sees when something is not where it was, or not what it was: what, where, and what to do next.
+#[test]
+fn what_is_missing_or_damaged_is_named() {
+    let place = Place::new();
+    let path = |name: &str| place.home.join(name);
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    place.ok("clone create app b");
+    place.ok("clone save b s");
+    std::fs::write(path("text"), "text").unwrap();
+    for (code, args, part) in [
+        (5, "image rename app app", "there is already an image app"),
+        (3, "image rename nope other", "there is no image nope in"),
+        (3, "image list nope", "there is no image nope in"),
+        (2, "clone create app text/a", "it is not a directory"),
+        (2, "image create x images", "--from directory"),
+        (5, "clone rename a a", "choose another name"),
+        (5, "image remove app", "remove, reset or flatten them first"),
+    ] {
+        let message = place.fails(code, args);
+        assert!(message.contains(part), "{args}: {message}");
+    }
+
+    // A clone's file.
+    std::fs::rename(path("a.vhdx"), path("away")).unwrap();
+    for verb in ["save a t", "compact a", "hydrate a", "flatten a", "resize a --size 1G", "rebase a", "reset a", "rename a c", "repair a"] {
+        let message = place.fails(3, &format!("clone {verb}"));
+        assert!(message.contains("the file of the clone a is missing") && !message.contains("0x0"), "{verb}: {message}");
+    }
+    assert_eq!(place.run("clone check a").status.code(), Some(6));
+    std::fs::rename(path("away"), path("a.vhdx")).unwrap();
+
+    // What it stands on.
+    std::fs::rename(path("b.s.avhdx"), path("away")).unwrap();
+    for verb in ["save b t", "compact b", "hydrate b", "resize b --size 1G"] {
+        let message = place.fails(3, &format!("clone {verb}"));
+        assert!(message.contains("the savepoint s under the clone b is missing"), "{verb}: {message}");
+    }
+    std::fs::rename(path("away"), path("b.s.avhdx")).unwrap();
+    std::fs::rename(path("images/app/1.vhdx"), path("away")).unwrap();
+    for verb in
+        ["save a t", "compact a", "hydrate a", "flatten a", "resize a --size 1G", "reset a", "revert b s", "repair a", "create app@1 c"]
+    {
+        let message = place.fails(3, &format!("clone {verb}"));
+        assert!(message.contains("is missing") && message.contains("images/app/1.vhdx") && message.contains("copy"), "{verb}: {message}");
+    }
+    assert!(place.fails(3, "image verify app").contains("the disk of app@1 is missing"));
+    std::fs::rename(path("away"), path("images/app/1.vhdx")).unwrap();
+    place.ok("clone compact a");
+
+    // What cannot be read.
+    std::fs::write(path("a.vhdx"), "").unwrap();
+    assert!(place.fails(6, "clone save a t").contains("`clone check`"));
+    assert_eq!(place.run("clone check a").status.code(), Some(6));
+    place.ok("clone reset a");
+    for record in std::fs::read_dir(path("images/.clones")).unwrap() {
+        std::fs::write(record.unwrap().path(), "{").unwrap();
+    }
+    for args in ["clone list", "image sweep", "image remove app"] {
+        assert!(place.fails(6, args).contains("`clone repair PATH`"), "{args}");
+    }
+    place.ok("clone repair a.vhdx");
+    place.ok("clone repair b.vhdx");
+    place.ok("clone list");
+    let options = diffdisk::OpenOptions::new().writable(true).parents(diffdisk::ParentPolicy::Anywhere);
+    let open = ["a.vhdx", "b.vhdx"].map(|name| Disk::open(path(name), &options).unwrap());
+    assert_eq!(place.run("clone repair").status.code(), Some(5), "in use is no damage");
+    drop(open);
+    place.ok("clone repair");
+}
+
 /// Also for root, whom the permissions of the file do not stop.
 #[test]
 fn no_verb_changes_an_image() {
@@ -166,6 +254,49 @@ fn no_verb_changes_an_image() {
     place.ok("check images/app/1.vhdx");
     place.ok("merge a.vhdx --parents images --to merged.vhdx");
     place.ok("flatten a.vhdx --parents images");
+}
+
+/// A savepoint has children that the store knows; what a file-level verb may do to it is nothing that they would notice.
+#[test]
+fn no_verb_changes_a_savepoint() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app a");
+    place.write("a.vhdx", 0, b"the state");
+    place.ok("clone save a s");
+    place.write("a.vhdx", 0, b"the clone");
+    // Its files keep their names.
+    place.ok("clone rename a b");
+    let file = |name: &str| std::fs::read(place.home.join(name)).unwrap();
+    let before = (file("a.s.avhdx"), file("b.vhdx"));
+    for args in [
+        "write a.s.avhdx --offset 0 --parents images",
+        "trim a.s.avhdx --offset 0 --length 1M --parents images",
+        "compact a.s.avhdx --parents images",
+        "resize a.s.avhdx --size 64M --parents images",
+        "flatten a.s.avhdx --parents images",
+        "hydrate a.s.avhdx --parents images",
+        "rebase a.s.avhdx --onto images/app/1.vhdx --parents images",
+        "serve a.s.avhdx --nbd unix:s --parents images",
+        "merge b.vhdx --parents images",
+        "merge b.vhdx --parents images --force --delete",
+        "merge b.vhdx --parents images --into a.s.avhdx",
+    ] {
+        let message = place.fails(4, args);
+        assert!(message.contains("savepoint s of the clone") && message.contains("b.vhdx stand on it"), "{args}: {message}");
+        assert!(message.contains("`clone drop b s`"), "{args}: {message}");
+    }
+    assert!(place.fails(2, "rebase b.vhdx --onto images/app/1.vhdx --parents images").contains("`clone rebase b`"));
+    assert!((file("a.s.avhdx"), file("b.vhdx")) == before);
+    place.ok("check a.s.avhdx --repair");
+    place.ok("relink a.s.avhdx --parent images/app/1.vhdx");
+    place.ok("merge b.vhdx --parents images --to merged.vhdx");
+    assert_eq!(place.read("b.vhdx"), "the clone");
+    place.ok("clone revert b s");
+    assert_eq!(place.read("b.vhdx"), "the state");
+    // Once it is no savepoint of anybody it is a file like any other.
+    std::fs::copy(place.home.join("a.s.avhdx"), place.home.join("copy.avhdx")).unwrap();
+    place.ok("flatten copy.avhdx --parents images");
 }
 
 #[test]
@@ -241,6 +372,42 @@ fn a_clone_is_hydrated_and_resized() {
     place.fails(3, "clone hydrate b");
     place.ok("clone revert a s");
     assert_eq!(place.ok("digest a.vhdx --parents images"), digest);
+}
+
+#[test]
+fn a_flattened_clone_is_no_clone_of_its_image_any_more() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    for (name, verb) in [("a", "clone flatten a"), ("b", "flatten b.vhdx --parents images")] {
+        place.ok(&format!("clone create app {name}"));
+        place.write(&format!("{name}.vhdx"), 2 << 20, b"mine");
+        place.ok(&format!("clone save {name} s"));
+        assert!(place.fails(5, verb).contains("drop them first"));
+        place.ok(&format!("clone drop {name} s"));
+        let digest = place.ok(&format!("digest {name}.vhdx --parents images"));
+        let done = place.json(verb);
+        assert_eq!((keys(&done), &done["is_cut"]), (vec!["blocks", "copied", "file", "is_cut"], &json!(true)), "{verb}");
+        assert_eq!(place.ok(&format!("digest {name}.vhdx")), digest);
+        let shown = place.json(&format!("clone show {name}"));
+        assert_eq!((&shown["image"], &shown["flattened"]["from"]), (&Value::Null, &json!("app@1")), "{shown}");
+        assert_eq!(place.json(&format!("clone check {name}"))["books"], json!([]));
+    }
+    assert_eq!(place.json("image list")["images"][0]["clones"], 0);
+    assert_eq!(place.json("clone list --image app")["clones"], json!([]));
+    assert!(place.ok("clone list").contains("flattened, was of app@1"));
+    assert!(place.fails(2, "clone reset a").contains("--to IMAGE"));
+    assert!(place.fails(2, "clone rebase a").contains("was flattened"));
+    assert!(place.fails(5, "clone create app a --if-exists reuse").contains("was flattened"));
+    place.ok("clone reset b --to latest");
+    assert_eq!((place.read("b.vhdx").as_str(), &place.json("clone show b")["image"]), ("the image", &json!("app@1")));
+    place.fails(5, "image remove app");
+    place.ok("clone remove b");
+    place.ok("image remove app");
+    assert_eq!(place.read("a.vhdx"), "the image");
+    place.fails(3, "clone flatten b");
+    place.ok("clone save a t");
+    place.ok("clone revert a t");
+    place.ok("clone remove a");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! The toolbox on clones: what is found wrong and put right, and that a clone shows the same bytes before and after.
 
+#![cfg(unix)]
+
 #[path = "support/store.rs"]
 mod support;
 
 use diffdisk::{
-    BookFault, Cancel, CloneDisk, ErrorKind, NoProgress, OpenOptions, Progress, ResetOptions, ResizeOptions, Severity, StoreReport,
-    Structure,
+    BookFault, Cancel, CloneBase, CloneDisk, Disk, ErrorKind, IfExists, NoProgress, OpenOptions, ParentPolicy, Progress, ResetOptions,
+    ResizeOptions, Severity, StoreReport, Structure,
 };
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -351,4 +353,233 @@ fn a_clone_has_another_size_and_its_savepoints_keep_theirs() {
     let open = clone.open().unwrap();
     assert_eq!(resize(large, ResizeOptions::new()).unwrap_err().kind(), ErrorKind::InUse);
     open.close().unwrap();
+}
+
+fn alone(clone: &CloneDisk) -> bool {
+    matches!(clone.summary().unwrap().base, CloneBase::Alone { .. })
+}
+
+fn flatten(clone: &CloneDisk) -> Result<diffdisk::Hydrated, diffdisk::StoreError> {
+    clone.flatten(&NoProgress, &Cancel::new())
+}
+
+/// A clone without savepoints, and what it shows.
+fn changed(world: &World) -> (CloneDisk, Vec<u8>) {
+    let clone = world.image("app").create_clone(world.path("alice"), &quick()).unwrap();
+    let mut model = golden();
+    write(&clone, &mut model, 100, 7, 5000);
+    write(&clone, &mut model, 5 * MIB, 8, 300);
+    (clone, model)
+}
+
+#[test]
+fn a_flattened_clone_needs_no_image_and_is_a_clone_in_everything_else() {
+    let world = World::new();
+    let (clone, mut model) = changed(&world);
+    let id = clone.id().unwrap();
+    clone.save("s").unwrap();
+    let message = flatten(&clone).unwrap_err().to_string();
+    assert!(message.contains("the savepoints s of") && message.contains("drop them first"), "{message}");
+    clone.drop_savepoint("s").unwrap();
+    let open = clone.open().unwrap();
+    assert_eq!(flatten(&clone).unwrap_err().kind(), ErrorKind::InUse);
+    open.close().unwrap();
+
+    assert!(flatten(&clone).unwrap().is_cut);
+    assert!(whole(&clone) == model && alone(&clone));
+    in_order(&clone);
+    assert!(flatten(&clone).unwrap().is_cut, "again");
+    let image = world.store.image("app").unwrap();
+    assert!(image.clones().unwrap().is_empty());
+    image.remove().unwrap();
+    assert!(whole(&clone) == model && clone.parents().unwrap().is_empty());
+
+    // Savepoints of it stand on one another.
+    clone.save("s1").unwrap();
+    let first_state = model.clone();
+    write(&clone, &mut model, 3 * MIB, 9, 100_000);
+    let live = clone.open_live().unwrap();
+    live.save("s2").unwrap();
+    live.close().unwrap();
+    write(&clone, &mut model, 0, 10, 9);
+    in_order(&clone);
+    assert_eq!(clone.parents().unwrap().len(), 2);
+    let message = flatten(&clone).map(|done| done.is_cut);
+    assert!(matches!(message, Ok(true)), "it stands on no image: {message:?}");
+    clone.drop_savepoint("s1").unwrap();
+    assert!(whole(&clone) == model && clone.parents().unwrap().len() == 1);
+    in_order(&clone);
+    clone.drop_savepoint("s2").unwrap();
+    assert!(whole(&clone) == model && clone.parents().unwrap().is_empty());
+    in_order(&clone);
+    clone.save("s3").unwrap();
+    write(&clone, &mut model.clone(), 0, 11, 9);
+    clone.revert("s3").unwrap();
+    assert!(whole(&clone) == model && model != first_state);
+
+    // Books that are lost say the same again.
+    std::fs::remove_file(world.path("alice.vhdx.json")).unwrap();
+    clone.repair().unwrap();
+    assert!(alone(&clone) && clone.id().unwrap() == id);
+    let record = world.files().into_iter().find(|name| name.starts_with("images/.clones/")).unwrap();
+    std::fs::remove_file(world.path(&record)).unwrap();
+    world.store.sweep().unwrap();
+    clone.repair().unwrap();
+    assert!(alone(&world.store.find_clone("alice").unwrap()));
+    in_order(&clone);
+
+    // On an image again only when somebody says on which.
+    let other = world.image("other");
+    let e = clone.reset(&ResetOptions::default().discard_savepoints(true)).unwrap_err();
+    assert!(e.kind() == ErrorKind::InvalidInput && e.to_string().contains("it came from app@1"), "{e}");
+    let rebased = clone.rebase("other", &diffdisk::RebaseOptions::new(), &NoProgress, &Cancel::new());
+    assert!(rebased.is_err());
+    let e = other.create_clone(clone.path(), &quick().if_exists(IfExists::Reuse)).unwrap_err();
+    assert!(e.to_string().contains("was flattened"), "{e}");
+    let renamed = clone.rename(world.path("bob")).unwrap();
+    assert!(whole(&renamed) == model && alone(&renamed));
+    renamed.reset(&ResetOptions::default().to("other").discard_savepoints(true)).unwrap();
+    assert!(!alone(&renamed) && whole(&renamed) == golden());
+    assert_eq!(other.remove().unwrap_err().kind(), ErrorKind::InUse);
+    in_order(&renamed);
+    flatten(&renamed).unwrap();
+    renamed.remove().unwrap();
+    other.remove().unwrap();
+    assert_eq!(world.files(), ["db.img", "images/.diffdisk-store"]);
+}
+
+#[test]
+fn a_flattening_that_was_stopped_goes_on() {
+    let world = World::new();
+    let (clone, model) = changed(&world);
+    for _ in 0..3 {
+        let cancel = Cancel::new();
+        let e = clone.flatten(&Impatient(&cancel), &cancel).unwrap_err();
+        assert!(e.kind() == ErrorKind::Cancelled && e.to_string().contains("linked as it was"), "{e}");
+        assert!(whole(&clone) == model && !alone(&clone));
+        in_order(&clone);
+        assert_eq!(world.store.image("app").unwrap().remove().unwrap_err().kind(), ErrorKind::InUse);
+    }
+    assert_eq!(flatten(&clone).unwrap().copied, 0, "what was copied was kept");
+    assert!(alone(&clone));
+    world.store.image("app").unwrap().remove().unwrap();
+    assert!(whole(&clone) == model);
+}
+
+#[test]
+fn a_clone_is_flattened_while_it_is_written() {
+    let world = World::new();
+    let (clone, mut model) = changed(&world);
+    let other = world.store.image("app").unwrap().create_clone(world.path("other"), &quick()).unwrap();
+    let disk = clone.open().unwrap();
+    let wrong = other.flatten_open(&disk, &NoProgress, &Cancel::new()).unwrap_err();
+    assert!(wrong.to_string().contains("another file"), "{wrong}");
+    other.remove().unwrap();
+    let cancel = Cancel::new();
+    assert_eq!(clone.flatten_open(&disk, &Impatient(&cancel), &cancel).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(!alone(&clone));
+    let (stop, written) = (std::sync::atomic::AtomicBool::new(false), std::sync::atomic::AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let (disk, stop, written) = (&disk, &stop, &written);
+        scope.spawn(move || {
+            for n in 0..200_u64 {
+                disk.write_at(&[n as u8 + 1; 700], n * 40_000).unwrap();
+                written.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if stop.load(std::sync::atomic::Ordering::Relaxed) && n > 100 {
+                    break;
+                }
+            }
+        });
+        assert!(clone.flatten_open(disk, &NoProgress, &Cancel::new()).unwrap().is_cut);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        // Nobody needs the image any more, although the disk is open.
+        assert!(alone(&clone));
+        world.store.image("app").unwrap().remove().unwrap();
+    });
+    for n in 0..written.into_inner() as usize {
+        model[n * 40_000..n * 40_000 + 700].fill(n as u8 + 1);
+    }
+    assert!(clone.flatten_open(&disk, &NoProgress, &Cancel::new()).unwrap().is_cut, "again");
+    disk.close().unwrap();
+    assert!(whole(&clone) == model);
+    in_order(&clone);
+}
+
+/// The states between the steps, by hand, and everybody who may come next.
+#[test]
+fn whoever_comes_next_settles_a_flattening() {
+    for is_cut in [false, true] {
+        for next in ["open", "repair", "sweep", "save", "check"] {
+            let world = World::new();
+            let (clone, model) = changed(&world);
+            let record = world.files().into_iter().find(|name| name.starts_with("images/.clones/")).unwrap();
+            for books in ["alice.vhdx.json", &record] {
+                let text = std::fs::read_to_string(world.path(books)).unwrap();
+                std::fs::write(world.path(books), text.replacen('{', "{ \"flattening\": true,", 1)).unwrap();
+            }
+            if is_cut {
+                let options = OpenOptions::new().writable(true).parents(ParentPolicy::Anywhere);
+                let disk = Disk::open(clone.path(), &options).unwrap();
+                disk.flatten(&NoProgress, &Cancel::new()).unwrap();
+                disk.close().unwrap();
+            }
+            match next {
+                "open" => clone.open().unwrap().close().unwrap(),
+                "repair" => {
+                    let done = clone.repair().unwrap().done.concat();
+                    assert!(done.contains(if is_cut { "finished" } else { "taken back" }), "{done}");
+                }
+                "sweep" => assert_eq!(world.store.sweep().unwrap().swept.len(), 1),
+                "save" => clone.save("s").unwrap(),
+                _ => {
+                    let report = check(&clone);
+                    assert!(report.is_sound() && faults(&report).contains(&"unfinished_flatten"), "{report:?}");
+                    clone.repair().unwrap();
+                }
+            }
+            assert_eq!(alone(&clone), is_cut, "{next}");
+            assert!(whole(&clone) == model, "{next}");
+            world.store.sweep().unwrap();
+            assert!(world.store.sweep().unwrap().swept.is_empty());
+            in_order(&clone);
+            assert_eq!(world.store.image("app").unwrap().remove().is_ok(), is_cut, "{next}");
+            assert!(whole(&clone) == model, "{next}");
+        }
+    }
+}
+
+#[test]
+fn what_another_program_flattened_is_taken_note_of_when_somebody_says_so() {
+    let world = World::new();
+    let (clone, model) = changed(&world);
+    let disk = Disk::open(clone.path(), &OpenOptions::new().writable(true).parents(ParentPolicy::Anywhere)).unwrap();
+    disk.flatten(&NoProgress, &Cancel::new()).unwrap();
+    disk.close().unwrap();
+    let report = check(&clone);
+    assert!(faults(&report) == ["no_parent"] && !report.books[0].is_repairable, "{report:?}");
+    for e in [clone.open().unwrap_err(), clone.repair().unwrap_err(), clone.save("s").unwrap_err()] {
+        assert!(matches!(e.kind(), ErrorKind::AlreadyExists) && e.to_string().contains("`clone flatten` takes note"), "{e}");
+    }
+    assert!(flatten(&clone).unwrap().is_cut);
+    in_order(&clone);
+    assert!(whole(&clone) == model && alone(&clone));
+}
+
+/// A reset to another generation that died before its last note; then something else is noted.
+#[test]
+fn a_clone_keeps_its_image_whatever_is_noted_after_a_reset_that_died() {
+    let world = World::new();
+    let clone = world.image("app").create_clone(world.path("alice"), &quick()).unwrap();
+    let other = world.image("other");
+    let record = world.path(&world.files().into_iter().find(|name| name.starts_with("images/.clones/")).unwrap());
+    let (sidecar, before) = (world.path("alice.vhdx.json"), std::fs::read_to_string(&record).unwrap());
+    clone.reset(&ResetOptions::default().to("other")).unwrap();
+    let next = format!("{{ \"next_image\": {{ \"guid\": \"{}\" }},", other.manifest().data_write_guid);
+    std::fs::write(&sidecar, &before).unwrap();
+    std::fs::write(&record, before.replacen('{', &next, 1)).unwrap();
+    clone.set_protected(true).unwrap();
+    assert_eq!(other.remove().unwrap_err().kind(), ErrorKind::InUse, "the clone stands on it");
+    assert!(whole(&clone) == golden());
+    in_order(&clone);
+    world.store.image("app").unwrap().remove().unwrap();
 }

@@ -113,6 +113,8 @@ def has(*verb):
 
 
 STORE = ["--store", "store"]
+# What nobody sees: it must not be seen after a fault either.
+QUIET = {"clone hydrate"}
 CHILD = pattern("written", 3 * MIB // 2)
 # Name, words, standard input.
 SCRIPTS = [
@@ -136,9 +138,12 @@ SCRIPTS = [
     ("clone reset to", ["clone", "reset", "clones/bob.vhdx", "--to", "latest", *STORE], None),
     ("clone save", ["clone", "save", "clones/bob.vhdx", "two", *STORE], None),
     ("clone revert", ["clone", "revert", "clones/alice.vhdx", "one", *STORE], None),
+    ("clone resize", ["clone", "resize", "clones/bob.vhdx", "--size", "64M", *STORE], None),
+    ("clone hydrate", ["clone", "hydrate", "clones/bob.vhdx", *STORE], None),
+    ("clone flatten", ["clone", "flatten", "clones/bob.vhdx", *STORE], None),
     ("clone rename", ["clone", "rename", "clones/alice.vhdx", "clones/carol.vhdx", *STORE], None),
     ("clone protect", ["clone", "protect", "clones/bob.vhdx", *STORE], None),
-    ("clone expire", ["clone", "expire", "clones/bob.vhdx", "--never", *STORE], None),
+    ("clone expire", ["clone", "expire", "clones/bob.vhdx", "--ttl", "1h", *STORE], None),
     ("clone remove", ["clone", "remove", "clones/alice.vhdx", *STORE], None),
     ("clone prune", ["clone", "prune", "--expired", *STORE], None),
 ]
@@ -160,12 +165,14 @@ def virtual(path):
 
 VOLATILE = {"created", "created_at", "changed", "sealed", "sealed_at", "id", "disk_id", "identity", "file_write_guid", "data_write_guid", "linkage",
             "allocated", "apparent", "diverged", "steps", "expires", "age", "lock", "milliseconds", "modified", "saved", "saved_at", "sizes",
-            "accessed", "last_used"}
+            "accessed", "last_used", "at"}
 
 
 def stable(value):
     if isinstance(value, dict):
-        return {key: stable(part) for key, part in value.items() if key not in VOLATILE}
+        kept = {key: stable(part) for key, part in value.items() if key not in VOLATILE}
+        # When is a time; whether is not.
+        return kept | ({"expires": value["expires"] is not None} if "expires" in value else {})
     if isinstance(value, list):
         return sorted((stable(part) for part in value), key=lambda part: json.dumps(part, sort_keys=True))
     return value
@@ -322,6 +329,9 @@ MIXED = {}
 def main():
     build_world()
     scripts = [script for script in SCRIPTS if not args.only or script[0] in args.only.split(",")]
+    if args.every > 10 and not args.only:
+        # A sample has no time for both: a flattening hydrates first.
+        scripts = [script for script in scripts if script[0] not in QUIET]
     extra = os.environ.get("DIFFDISK_FAULT_SCRIPTS")
     if extra:
         scripts += [(words, words.split(), None) for words in extra.splitlines()]
@@ -339,7 +349,7 @@ def main():
         new = state()
         if name in ("write", "trim"):
             MIXED[name] = (before, pieces("child.vhdx"))
-        assert new != old, f"{name} changes nothing"
+        assert (new != old) == (name not in QUIET), f"{name} changes nothing"
         if name.startswith("image remove") or name.startswith("image prune") or name.startswith("image rename"):
             sealed = {path: what for path, what in sealed.items() if "idle" not in path}
         for group, (calls, errors) in GROUPS.items():

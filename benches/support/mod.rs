@@ -90,14 +90,14 @@ impl Lab {
     }
 
     /// A writable child that holds every page of [`Places`] itself.
-    pub fn warm(&self, name: &str) -> Disk {
+    pub fn warm(&self, name: &str, mapped: bool) -> Disk {
         let disk = self.child(name, "0");
         let (content, mut places) = (Buffer::new(PAGE), Places::new());
         for _ in 0..STREAM {
             disk.write_at(content.get(), places.next()).expect("the child is written");
         }
-        disk.flush().expect("the child is flushed");
-        disk
+        disk.close().expect("the child is closed");
+        Disk::open(self.path(name), &OpenOptions::new().writable(true).map_ancestors(mapped)).expect("the child opens")
     }
 
     /// A writable child that holds nothing, in place of the one this gave before. One write has begun its session.

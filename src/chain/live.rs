@@ -106,14 +106,14 @@ impl LiveDisk {
         Self { maps_ancestors: options.map_ancestors, ..Self::from(disk) }
     }
 
-    /// Begins the session, and says which identity the content has from then on and which one the parent has.
+    /// Begins the session, and says which identity the content has from then on and which one the parent has, if there is one.
     #[cfg(feature = "store")]
-    pub(crate) fn identity(&self) -> Result<(Guid, Guid), DiskError> {
+    pub(crate) fn identity(&self) -> Result<(Guid, Option<Guid>), DiskError> {
         self.pinned(|disk| {
             let writer = disk.writer()?;
             writer.begin()?;
-            let parent = disk.leaf.metadata.parent_locator.as_ref().and_then(|locator| locator.linkage().ok());
-            Ok((writer.data_write_guid().get(), parent.unwrap_or(Guid::ZERO)))
+            let parent = disk.leaf.metadata.parent_locator.as_ref().map(|locator| locator.linkage().unwrap_or(Guid::ZERO));
+            Ok((writer.data_write_guid().get(), parent))
         })
     }
 

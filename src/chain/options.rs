@@ -87,7 +87,8 @@ pub enum FlushMode {
     /// A clone's first writes of whole pages ride in the log entry that exposes them, which is then the only write of a small flush.
     /// MS-VHDX 2.3.1.3 lets a data descriptor name any place in the file and describes the log for metadata; after a crash the
     /// readers that were looked at replay such an entry (QEMU, OpenVMM, DiscUtils), Windows was not tried. A closed disk
-    /// looks as ever. [`Disk::begin_write`](crate::Disk::begin_write) ends it for the handle.
+    /// looks as ever; until then its file may be up to 256 MiB longer than it has to be (a hole) and its log takes up to 1 MiB of space.
+    /// [`Disk::begin_write`](crate::Disk::begin_write) ends it for the handle.
     PayloadInLog,
 }
 

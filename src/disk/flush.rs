@@ -203,6 +203,7 @@ impl Writer {
         let kills = self.riders.as_ref().is_some_and(Riders::is_live);
         let applied = commit.log.apply_if_crowded(file, kills)?;
         let frozen = commit.log.freeze(pages);
+        self.grow_for_riders();
         let (file_end, end) = self.lengths();
         let lengths = Lengths { flushed: commit.durable_len, last: end };
         let mut has_payload = self.take_payload() || !direct.is_empty();
@@ -232,6 +233,24 @@ impl Writer {
             riders.forget_live();
         }
         Ok(())
+    }
+
+    /// Makes the file longer than it has to be, before a sync that hardens its length along with the rest, so that the flushes that follow
+    /// need not be syncs because the file grew. Space that is never used is a hole, and `close` cuts it off.
+    ///   1. a longer file    crash: the old length or the new one; what lies past the last block is free either way
+    fn grow_for_riders(&self) {
+        if !self.layer.file.writes_durably() || !self.riders.as_ref().is_some_and(Riders::is_open) {
+            return;
+        }
+        // Under the space lock, as in `allocate`.
+        let mut space = self.space.lock();
+        if let Some(mib) = space.growth_ahead()
+            // A file system that takes no file of that length is none of this flush's business: the file grows by need, as before.
+            && storage::set_len(&*self.layer.file, mib * MIB).is_ok()
+        {
+            space.grown(mib);
+            self.layer.bat.set_file_len(mib * MIB);
+        }
     }
 
     /// Whether a flush can do with one entry that carries the payload: there is nothing that only a sync would harden, and the

@@ -22,7 +22,8 @@
 //! # When a flush cannot ride
 //!
 //! Payload that is not in these sets needs a sync (`Writer::flush` does one), and so does a file that grew since the last one: only
-//! a sync makes sure that its new space is zeros. A flush that releases space must not leave live images of it behind. All of these
+//! a sync makes sure that its new space is zeros. So that it need not grow again soon, a flush that syncs makes it longer than it has
+//! to be (`Writer::grow_for_riders`). A flush that releases space must not leave live images of it behind. All of these
 //! go the usual way, in this order:
 //!   1. metadata home, everything synced    crash: the old entries are replayed, over payload that nobody was promised yet
 //!   2. an entry whose tail is itself       crash: as 1, or the new entry alone
@@ -130,9 +131,14 @@ impl Riders {
         !self.closed.swap(true, Ordering::Relaxed)
     }
 
+    /// Whether pages may board.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed)
+    }
+
     /// Whether there are pages that wait and may go.
     pub(crate) fn may_depart(&self) -> bool {
-        !self.closed.load(Ordering::Relaxed) && self.is_waiting()
+        self.is_open() && self.is_waiting()
     }
 
     /// Whether pages wait for an entry.

@@ -281,7 +281,9 @@ impl Writer {
 
     /// More sectors of a partially present block.
     fn write_partial(&self, backing: &dyn Backing, cold: &Cold<'_>, home: BlockHome) -> Result<(), DiskError> {
-        self.load_slice(cold.block)?;
+        if !self.has_slice(cold.block) {
+            self.load_slice(cold.block)?;
+        }
         let boards = self.may_board(cold)?;
         if boards {
             self.land_to_board(cold, home)?;
@@ -390,6 +392,15 @@ impl Writer {
                 (BitmapState::NotPresent, _) => {}
             }
         }
+    }
+
+    /// Whether the bitmap pages of a partially present block are in memory, where they stay.
+    #[inline]
+    fn has_slice(&self, block: BlockIndex) -> bool {
+        let g = &self.layer.geometry;
+        let (chunk, first) = (g.chunk_of(block), g.first_bit(block));
+        let (from, to) = (BitmapTable::page_of(chunk, first), BitmapTable::page_of(chunk, first + g.sectors_per_block() - 1));
+        (from..=to).all(|page| self.layer.bitmaps.loaded_page(page).is_some())
     }
 
     /// Brings the bitmap pages of a block's slice into memory. Returns the home of the chunk's sector bitmap block when it

@@ -155,6 +155,7 @@ impl Writer {
     pub(crate) fn let_payload_ride(&mut self) {
         if self.layer.has_parent() {
             self.riders = Some(Riders::new());
+            self.commit.lock().log.has_riders = true;
         }
     }
 

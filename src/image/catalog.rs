@@ -194,7 +194,13 @@ impl Store {
                     }),
                 },
                 Ok(None) => {}
-                Err(e) => catalog.problems.push(Problem { path: dir.join(format!("{generation}.json")), what: e.to_string() }),
+                Err(e) => {
+                    let what = match e {
+                        StoreError::Damaged { what, next, .. } => format!("{what}; {next}"),
+                        e => e.to_string(),
+                    };
+                    catalog.problems.push(Problem { path: dir.join(format!("{generation}.json")), what });
+                }
             }
         }
         for (file, path) in found {
@@ -270,7 +276,9 @@ impl Store {
                 _ => format!("there is {}", names.into_iter().collect::<Vec<_>>().join(", ")),
             }
         };
-        StoreError::NoImage { reference: reference.to_string(), store: self.dir().to_path_buf(), hint }
+        // Whoever names no generation was not looking for one.
+        let wanted = if reference.generation.is_some() { reference.to_string() } else { reference.name.clone() };
+        StoreError::NoImage { reference: wanted, store: self.dir().to_path_buf(), hint }
     }
 
     /// Gives an image another name, all its generations with it. Clones keep working: they are found by identity. Their own
@@ -282,6 +290,9 @@ impl Store {
         check_image_name(name)?;
         check_image_name(new_name)?;
         let _ = self.generations(name)?;
+        if name == new_name {
+            return Err(StoreError::ImageExists { name: name.to_owned(), store: self.dir().to_path_buf() });
+        }
         let lock = self.lock_name(name)?;
         let new_lock = self.lock_name(new_name)?;
         match files::rename(&self.image_dir(name), &self.image_dir(new_name)) {

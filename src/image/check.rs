@@ -18,7 +18,7 @@ use super::error::StoreError;
 use super::files::{self, Held};
 use super::image::Image;
 use super::open::linkage_of;
-use super::record::{Record, Savepoint};
+use super::record::{Ground, Record, Savepoint};
 use super::repair::{is_read_only, leads_to};
 use crate::chain::{Disk, OpenOptions, ParentPolicy};
 use crate::disk::check::{CheckReport, Severity};
@@ -70,6 +70,9 @@ pub enum BookFault {
         /// What it stands on.
         found: String,
     },
+    /// A clone's file without a parent, which nobody flattened.
+    #[error("it has no parent, and is written down as a clone of {0}; if somebody flattened it, `clone flatten` takes note of that")]
+    NoParent(String),
     /// The paths in the file do not lead to its parent.
     #[error("the paths in it do not lead to its parent {}; other programs will not find it", .0.display())]
     WrongPaths(PathBuf),
@@ -82,6 +85,9 @@ pub enum BookFault {
     /// A removal that nobody finished.
     #[error("removing the clone was begun and not finished")]
     UnfinishedRemoval,
+    /// A flattening that nobody finished.
+    #[error("cutting the link to the image was begun and not finished")]
+    UnfinishedFlatten,
     /// A reset or a rebase that nobody finished.
     #[error("putting the clone on another image was begun and not finished")]
     UnfinishedMove,
@@ -132,10 +138,12 @@ impl BookFault {
             Self::NoFile => "no_file",
             Self::NoImage(_) => "no_image",
             Self::OtherImage { .. } => "other_image",
+            Self::NoParent(_) => "no_parent",
             Self::WrongPaths(_) => "wrong_paths",
             Self::UnfinishedSave(_) => "unfinished_save",
             Self::UnfinishedDrop(_) => "unfinished_drop",
             Self::UnfinishedRemoval => "unfinished_removal",
+            Self::UnfinishedFlatten => "unfinished_flatten",
             Self::UnfinishedMove => "unfinished_move",
             Self::NoSavepoint(_) => "no_savepoint",
             Self::OtherSavepoint { .. } => "other_savepoint",
@@ -164,10 +172,12 @@ impl BookFault {
             | Self::SpoiledRecord(_)
             | Self::RecordDiffers
             | Self::OtherImage { .. }
+            | Self::NoParent(_)
             | Self::WrongPaths(_)
             | Self::UnfinishedSave(_)
             | Self::UnfinishedDrop(_)
             | Self::UnfinishedRemoval
+            | Self::UnfinishedFlatten
             | Self::UnfinishedMove
             | Self::Writable => Severity::Warning,
         }
@@ -293,6 +303,9 @@ impl CloneDisk {
             }
             Some(_) => {}
         }
+        if record.flattening {
+            report.note(&sidecar, BookFault::UnfinishedFlatten, true);
+        }
         if record.removing {
             report.note(&sidecar, BookFault::UnfinishedRemoval, false);
         }
@@ -312,15 +325,19 @@ impl CloneDisk {
     ) -> Result<Vec<PathBuf>, StoreError> {
         // A file that cannot say what it stands on is examined alone.
         let mut line = match self.linkage() {
-            Ok(parent) => match self.line(record, parent) {
+            Ok(parent) => match self.files_below(record, parent) {
                 Ok(line) => line,
                 Err(StoreError::NoImage { .. }) => {
-                    report.note(&self.path, BookFault::NoImage(self.root_of(record, parent)), false);
+                    report.note(&self.path, BookFault::NoImage(self.root(record, parent).unwrap_or(Guid::ZERO)), false);
+                    Vec::new()
+                }
+                Err(StoreError::Foreign { .. }) => {
+                    report.note(&self.path, BookFault::NoParent(record.ground.note().reference()), false);
                     Vec::new()
                 }
                 Err(e) => return Err(e),
             },
-            Err(StoreError::Open { .. } | StoreError::Foreign { .. }) => Vec::new(),
+            Err(StoreError::Open { .. }) => Vec::new(),
             Err(e) => return Err(e),
         };
         let mut is_whole = true;
@@ -341,27 +358,16 @@ impl CloneDisk {
         if is_sound {
             report.note_paths(&self.path, &line);
         }
-        if !line.is_empty() {
-            let root = self.root_of(record, self.linkage()?);
-            if let Some(image) = self.store.find(root, &record.image, record.generation)?
-                && (image.reference(), root) != (record.image_reference(), record.image_guid)
-            {
-                let fault = BookFault::OtherImage { noted: record.image_reference(), found: image.reference() };
-                report.note(&self.sidecar(), fault, true);
-            }
+        let note = record.ground.note();
+        if !line.is_empty()
+            && let Some(root) = self.root(record, self.linkage()?)
+            && let Some(image) = self.store.find(root, &note.name, note.generation)?
+            && record.ground != Ground::Image(image.note())
+        {
+            let noted = record.ground.image().map_or_else(|| "no image".to_owned(), |_| note.reference());
+            report.note(&self.sidecar(), BookFault::OtherImage { noted, found: image.reference() }, true);
         }
         Ok(line)
-    }
-
-    /// The identity below all savepoints, for something that stands on `parent`.
-    fn root_of(&self, record: &Record, mut parent: Guid) -> Guid {
-        let mut record = record.clone();
-        record.ask_the_files(self.dir());
-        for _ in 0..record.savepoints.len() {
-            let Some(savepoint) = record.savepoints.iter().find(|savepoint| savepoint.data_write_guid == parent) else { break };
-            parent = savepoint.parent;
-        }
-        parent
     }
 
     fn check_savepoint(&self, record: &Record, savepoint: &Savepoint, report: &mut StoreReport) -> Result<(), StoreError> {

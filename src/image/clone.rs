@@ -9,7 +9,7 @@ use super::error::StoreError;
 use super::files::{self, Durability, Held};
 use super::image::Image;
 use super::names::{self, clone_name, sidecar_of};
-use super::record::{CloneId, NextImage, Record, StepCost};
+use super::record::{CloneId, Ground, ImageNote, NextImage, Record, StepCost};
 use super::registry::CloneSummary;
 use crate::chain::{CreateOptions, Disk, OpenOptions, ParentPolicy};
 use crate::guid::Guid;
@@ -142,6 +142,12 @@ impl CloneDisk {
         StoreError::NoClone { clone: self.path.display().to_string(), store: self.store.dir().to_path_buf() }
     }
 
+    /// It is known, and its file is not there.
+    pub(super) fn missing(&self) -> StoreError {
+        let next = "bring it back, revert to a savepoint if it has one, or remove the clone";
+        StoreError::NoFile { what: format!("the file of the clone {}", self.name()), path: self.path.clone(), next }
+    }
+
     pub(super) fn sidecar(&self) -> PathBuf {
         sidecar_of(&self.path)
     }
@@ -175,7 +181,11 @@ impl CloneDisk {
             }
         };
         self.accept(&record)?;
-        if self.settle_savepoints(&mut record)? {
+        if let Ok(Some(stored)) = files::read_if_there::<Record>(&self.store.record_path(record.id)) {
+            record.next_image = stored.next_image;
+        }
+        let is_settled = self.settle_savepoints(&mut record)?;
+        if self.settle_ground(&mut record)? || is_settled {
             held.replace(&record, Durability::Durable)?;
         }
         Ok((held, record))
@@ -192,7 +202,7 @@ impl CloneDisk {
     pub(super) fn claim(&self) -> Result<FileStorage, StoreError> {
         FileStorage::open_write(&self.path).map_err(|e| match e.kind() {
             ErrorKind::InUse => StoreError::in_use(&self.path),
-            ErrorKind::NotFound => self.unknown(),
+            ErrorKind::NotFound => self.missing(),
             _ => StoreError::storage("open", &self.path)(e),
         })
     }
@@ -233,10 +243,11 @@ impl CloneDisk {
             return Err(StoreError::SavepointsInTheWay { clone: self.path.clone(), names, next });
         }
         let image = self.reset_target(&record, options)?;
+        image.refuse_if_missing()?;
         let guid = image.manifest().data_write_guid;
         let block_size = self.block_size();
         let claim = self.claim()?;
-        if guid != record.image_guid {
+        if record.ground.image() != Some(guid) {
             // Said before it is done, so that nobody removes the image in between (see the module `image`).
             record.next_image = Some(NextImage { guid });
             self.store.put_record(&record, durability)?;
@@ -253,17 +264,29 @@ impl CloneDisk {
     }
 
     pub(super) fn reset_target(&self, record: &Record, options: &ResetOptions) -> Result<Image, StoreError> {
-        let current = self.store.find(record.image_guid, &record.image, record.generation)?;
-        let image = match (options.to.as_deref(), current) {
-            (None, Some(image)) => return Ok(image),
-            (None, None) => return Err(self.image_is_gone(record.image_guid, record)),
-            (Some("latest"), current) => {
-                let name = current.map_or_else(|| record.image.clone(), |image| image.name().to_owned());
+        let note = record.ground.note();
+        let current = match record.ground.image() {
+            Some(guid) => self.store.find(guid, &note.name, note.generation)?,
+            None => None,
+        };
+        let image = match (options.to.as_deref(), current, record.ground.image()) {
+            (None, Some(image), _) => return Ok(image),
+            (None, None, Some(guid)) => return Err(self.image_is_gone(guid, record)),
+            (None, None, None) => {
+                let what = format!("resetting {}", self.path.display());
+                let rule = format!(
+                    "it was flattened and stands on no image; say which one it is to become a clone of (it came from {}; `--to IMAGE`)",
+                    note.reference()
+                );
+                return Err(StoreError::Invalid { what, rule });
+            }
+            (Some("latest"), current, _) => {
+                let name = current.map_or_else(|| note.name.clone(), |image| image.name().to_owned());
                 self.store.image(&name)?
             }
-            (Some(reference), _) => self.store.image(reference)?,
+            (Some(reference), ..) => self.store.image(reference)?,
         };
-        if image.manifest().data_write_guid != record.image_guid {
+        if record.ground.image() != Some(image.manifest().data_write_guid) {
             image.refuse_if_disabled()?;
         }
         Ok(image)
@@ -274,18 +297,20 @@ impl CloneDisk {
             "the clone {} stands on it (data write GUID {guid}); bring that file back into the store, or reset the clone to another image",
             self.path.display()
         );
-        StoreError::NoImage { reference: record.image_reference(), store: self.store.dir().to_path_buf(), hint }
+        StoreError::NoImage { reference: record.ground.note().reference(), store: self.store.dir().to_path_buf(), hint }
     }
 
     /// Gives the clone another name, or another place on the same file system.
     ///
     /// # Errors
-    /// `InUse`; `CloneExists` when there is something; `SavepointsInTheWay` when it has savepoints and would change directory.
+    /// `InUse`; `CloneExists` when there is something; `SavepointsInTheWay` when it has savepoints and would change directory;
+    /// `Invalid` for a place inside of the store.
     pub fn rename(&self, new_path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let values = names::Placeholders { image: "", now: Timestamp::now() };
         let new_path = files::real_path(&names::expand(new_path.as_ref(), &values, 1)?)?;
         let (held, mut record) = self.hold()?;
         let renamed = Self { store: self.store.clone(), path: new_path, origin: self.origin };
+        renamed.refuse_inside_store()?;
         if renamed.dir() != self.dir() && !record.savepoints.is_empty() {
             let names = record.savepoints.iter().map(|savepoint| savepoint.name.clone()).collect();
             let next = "a clone with savepoints keeps its directory; drop them first";
@@ -314,6 +339,16 @@ impl CloneDisk {
             let _ = renamed.repair();
         }
         Ok(renamed)
+    }
+
+    /// Refuses a place inside of the store: a file like `app/2.vhdx` would be taken for what a crash left of an image, and be cleared away.
+    pub(super) fn refuse_inside_store(&self) -> Result<(), StoreError> {
+        if !self.path.starts_with(self.store.dir()) {
+            return Ok(());
+        }
+        let what = self.path.display().to_string();
+        let rule = format!("it lies inside of the store {}, where images live; choose a directory of your own", self.store.dir().display());
+        Err(StoreError::Invalid { what, rule })
     }
 
     /// Takes a path for a clone by putting its sidecar there. One that a crash left without a clone is replaced.
@@ -362,14 +397,17 @@ impl CloneDisk {
 impl Record {
     /// Notes which image the clone stands on.
     pub(super) fn stand_on(&mut self, image: &Image) {
-        self.image = image.name().to_owned();
-        self.generation = image.generation();
-        self.image_guid = image.manifest().data_write_guid;
+        self.ground = Ground::Image(image.note());
         self.virtual_size = image.manifest().virtual_size;
     }
 }
 
 impl Image {
+    /// It, as records name it.
+    pub(super) fn note(&self) -> ImageNote {
+        ImageNote { name: self.name().to_owned(), generation: self.generation(), guid: self.manifest().data_write_guid }
+    }
+
     pub(super) fn refuse_if_disabled(&self) -> Result<(), StoreError> {
         if self.is_enabled()? { Ok(()) } else { Err(StoreError::Disabled { image: self.reference() }) }
     }

@@ -16,7 +16,7 @@ use super::error::StoreError;
 use super::files::{self, Durability, Held};
 use super::image::{self, Image};
 use super::names::{self, Placeholders, asks_for_number, expand, user};
-use super::record::{self, CloneId, Record};
+use super::record::{self, CloneId, Ground, Record};
 use super::steps::Step;
 use crate::chain::{CreateOptions, Disk, ParentPolicy};
 use crate::kind::ErrorKind;
@@ -142,7 +142,7 @@ impl Image {
     ///
     /// # Errors
     /// `Name` for a path with unknown placeholders; `Disabled`; `CloneExists` as [`CloneOptions::if_exists`] says; `Foreign` when there is
-    /// a file that is no clone of this store; `Step`; `Io`, `Create`.
+    /// a file that is no clone of this store; `Invalid` for a place inside of the store; `Step`; `Io`, `Create`.
     pub fn create_clone(&self, path: impl AsRef<Path>, options: &CloneOptions) -> Result<CloneDisk, StoreError> {
         self.refuse_if_disabled()?;
         let pattern = path.as_ref();
@@ -167,6 +167,7 @@ impl Image {
 
     fn create_at(&self, path: PathBuf, options: &CloneOptions) -> Result<CloneDisk, StoreError> {
         let clone = CloneDisk { store: self.store.clone(), path, origin: Origin::Created };
+        clone.refuse_inside_store()?;
         if files::exists(&clone.path)? {
             return Err(StoreError::CloneExists { path: clone.path });
         }
@@ -174,6 +175,7 @@ impl Image {
         let mut recorded = self.store.create_record(&record, options.durability())?;
         let mut unfinished = Unfinished { store: &self.store, id: record.id, files: Vec::new(), finished: false };
         self.refuse_if_gone()?;
+        self.refuse_if_missing()?;
         // A sidecar that a power cut spoils is written again from the record, so two syncs are saved here.
         let mut reserved = clone.reserve(&record, Durability::Quick)?;
         unfinished.files.push(clone.sidecar());
@@ -198,9 +200,8 @@ impl Image {
             store: self.store.id(),
             store_path: self.store.dir().to_path_buf(),
             path: clone.path.clone(),
-            image: self.name().to_owned(),
-            generation: self.generation(),
-            image_guid: self.manifest().data_write_guid,
+            ground: Ground::Image(self.note()),
+            flattening: false,
             next_image: None,
             virtual_size: self.manifest().virtual_size,
             created: now,
@@ -232,7 +233,7 @@ impl Image {
         }
         image::settle(&hidden)?;
         let made = CloneDisk { store: self.store.clone(), path: hidden.clone(), origin: Origin::Created };
-        if made.linkage()? != self.manifest().data_write_guid {
+        if made.linkage()? != Some(self.manifest().data_write_guid) {
             let what = "the steps have made it something else than a clone of its image".to_owned();
             return Err(StoreError::Damaged { path: hidden, what, next: "nothing was made; change the steps" });
         }
@@ -260,8 +261,13 @@ impl Image {
         match options.if_exists {
             IfExists::Fail => Err(StoreError::CloneExists { path: clone.path }),
             IfExists::Reuse => {
-                let now = self.store.find(record.image_guid, &record.image, record.generation)?;
-                let name = now.map_or(record.image, |image| image.name().to_owned());
+                let note = record.ground.note();
+                let Some(guid) = record.ground.image() else {
+                    let why = format!("it came from {} and was flattened; choose another name or replace it", note.reference());
+                    return Err(StoreError::Foreign { path: clone.path, why });
+                };
+                let now = self.store.find(guid, &note.name, note.generation)?;
+                let name = now.map_or_else(|| note.name.clone(), |image| image.name().to_owned());
                 if name != self.name() {
                     let why = format!("it is a clone of {name}, not of {}; choose another name or replace it", self.name());
                     return Err(StoreError::Foreign { path: clone.path, why });
@@ -314,6 +320,9 @@ fn place(path: &Path) -> Result<PathBuf, StoreError> {
     let (dir, _) = files::split(path)?;
     if !files::exists(dir)? {
         files::make_dir(dir)?;
+    } else if !dir.is_dir() {
+        let rule = "it is not a directory, so there can be no clone in it".to_owned();
+        return Err(StoreError::Invalid { what: dir.display().to_string(), rule });
     }
     files::real_path(path)
 }

@@ -3,7 +3,7 @@
 use crate::chain::{CreateError, OpenError, RelinkError, SwitchError};
 use crate::disk::error::DiskError;
 use crate::kind::ErrorKind;
-use crate::storage::{StorageError, io_kind};
+use crate::storage::{Operation, StorageError, io_kind};
 use crate::tools::ToolError;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ pub enum StoreError {
         image: String,
     },
     /// Clones stand on the image.
-    #[error("{image} has {} and cannot be removed: {}; remove or reset them first", count(clones.len(), "clone"), list(clones))]
+    #[error("{image} has {} and cannot be removed: {}; remove, reset or flatten them first", count(clones.len(), "clone"), list(clones))]
     HasClones {
         /// The image.
         image: String,
@@ -79,6 +79,16 @@ pub enum StoreError {
         /// The store.
         store: PathBuf,
     },
+    /// A file that the store knows is not where it was.
+    #[error("{what} is missing: {} was deleted or moved, or what it lies on is not mounted; {next}", path.display())]
+    NoFile {
+        /// What the file is: a clone, a savepoint, an image.
+        what: String,
+        /// Where it was.
+        path: PathBuf,
+        /// What to do.
+        next: &'static str,
+    },
     /// Several clones have this name.
     #[error("{} clones are named {name}: {}; say which by its path", paths.len(), list(paths))]
     Ambiguous {
@@ -88,7 +98,7 @@ pub enum StoreError {
         paths: Vec<PathBuf>,
     },
     /// The path is taken.
-    #[error("{} is already there; choose another name, or reuse or replace the clone", path.display())]
+    #[error("{} is already there; choose another name (a creation may reuse or replace a clone: `--if-exists`)", path.display())]
     CloneExists {
         /// The path.
         path: PathBuf,
@@ -206,7 +216,7 @@ pub enum StoreError {
         left: &'static str,
     },
     /// The system refused something.
-    #[error("cannot {doing} {}: {source}{}", path.display(), advice(source))]
+    #[error("cannot {doing} {}: {source}{}", path.display(), advice(doing, source))]
     Io {
         /// What was tried, as a verb.
         doing: &'static str,
@@ -216,7 +226,7 @@ pub enum StoreError {
         source: Arc<io::Error>,
     },
     /// A VHDX cannot be opened.
-    #[error("cannot open {}: {source}", path.display())]
+    #[error("cannot open {}: {source}{}", path.display(), who_tells_more(source.kind()))]
     Open {
         /// The file.
         path: PathBuf,
@@ -224,7 +234,7 @@ pub enum StoreError {
         source: OpenError,
     },
     /// A VHDX cannot be created.
-    #[error("cannot create {}: {source}", path.display())]
+    #[error("cannot create {}: {source}{}", path.display(), who_tells_more(source.kind()))]
     Create {
         /// The file.
         path: PathBuf,
@@ -278,7 +288,7 @@ impl StoreError {
             Self::Name { .. } | Self::Invalid { .. } | Self::Ambiguous { .. } | Self::NotAStore { .. } | Self::Source { .. } => {
                 ErrorKind::InvalidInput
             }
-            Self::NoImage { .. } | Self::NoClone { .. } | Self::NoSavepoint { .. } => ErrorKind::NotFound,
+            Self::NoImage { .. } | Self::NoClone { .. } | Self::NoSavepoint { .. } | Self::NoFile { .. } => ErrorKind::NotFound,
             Self::ImageExists { .. } | Self::CloneExists { .. } | Self::SavepointExists { .. } | Self::Foreign { .. } => {
                 ErrorKind::AlreadyExists
             }
@@ -314,7 +324,11 @@ impl StoreError {
         move |source| match source.kind() {
             // Whoever asks for a lock that is held wants to hear who might hold it, not which system call refused.
             ErrorKind::InUse => Self::in_use(&path),
-            _ => Self::Open { path, source },
+            _ => match source {
+                // What the system said of the file itself, once.
+                OpenError::Storage(e) if matches!(e.operation, Operation::Open) => Self::Io { doing: "open", path, source: e.source },
+                source => Self::Open { path, source },
+            },
         }
     }
 
@@ -362,11 +376,21 @@ fn said(output: &str) -> String {
 }
 
 /// What to do about failures that have one usual cause.
-fn advice(source: &io::Error) -> &'static str {
+fn advice(doing: &str, source: &io::Error) -> &'static str {
     match io_kind(source) {
         ErrorKind::NoSpace => "; free some space and try again, nothing was left behind",
         ErrorKind::Denied if source.kind() == io::ErrorKind::ReadOnlyFilesystem => "; mount it writable or use another directory",
+        ErrorKind::Denied if ["read", "read the digests", "list", "look at", "find", "find the directory"].contains(&doing) => {
+            "; this needs permission to read there"
+        }
+        // For reading or for writing, which the call does not tell.
+        ErrorKind::Denied if doing == "open" => "; look at its permissions and its owner",
         ErrorKind::Denied => "; this needs permission to write there",
         _ => "",
     }
+}
+
+/// Damage may be in any file of a chain.
+fn who_tells_more(kind: ErrorKind) -> &'static str {
+    if kind == ErrorKind::Damaged { "; `clone check` or `image check` tells which file it is and what can be done" } else { "" }
 }

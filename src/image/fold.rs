@@ -165,9 +165,9 @@ impl CloneDisk {
 
     /// Something that stands on the savepoint.
     fn child_of(&self, record: &Record, savepoint: &Savepoint) -> Result<Option<Child>, StoreError> {
-        let on_it = |other: &&Savepoint| other.parent == savepoint.data_write_guid;
+        let on_it = |other: &&Savepoint| other.parent == Some(savepoint.data_write_guid);
         let child = record.savepoints.iter().find(on_it).map(|other| Child::Savepoint(other.name.clone()));
-        if !files::exists(&self.path)? || leaf_linkage(&self.path)? != savepoint.data_write_guid {
+        if !files::exists(&self.path)? || leaf_linkage(&self.path)? != Some(savepoint.data_write_guid) {
             return Ok(child);
         }
         // Looked at first, so that nothing is merged in vain.
@@ -213,13 +213,19 @@ impl Fold {
     fn merge(&self, clone: &CloneDisk, progress: &dyn Progress, cancel: &Cancel) -> Result<Merged, StoreError> {
         let (_, name) = files::split(&clone.path)?;
         let path = clone.dir().join(names::temporary_clone(name));
-        let (parent, below) = self.below.split_first().expect("a savepoint stands on something");
-        let options = CreateOptions::child()
-            .size(self.disk.size())
-            .block_size(self.disk.leaf.geometry.block_size())
-            .durable(false)
-            .parent_policy(ParentPolicy::Paths(below.to_vec()));
-        let disk = Disk::create_child(&path, parent, &options).map_err(StoreError::create(&path))?;
+        let block_size = self.disk.leaf.geometry.block_size();
+        let disk = match self.below.split_first() {
+            Some((parent, below)) => {
+                let options = CreateOptions::child().size(self.disk.size()).parent_policy(ParentPolicy::Paths(below.to_vec()));
+                Disk::create_child(&path, parent, &options.block_size(block_size).durable(false))
+            }
+            // The clone was flattened, and this savepoint is the lowest file of it.
+            None => {
+                let options = CreateOptions::dynamic(self.disk.size()).logical_sector(self.disk.logical_sector_size());
+                Disk::create(&path, &options.block_size(block_size).durable(false))
+            }
+        }
+        .map_err(StoreError::create(&path))?;
         let mut merged = Merged { disk, path, bytes: 0 };
         self.copy(&mut merged, progress, cancel)?;
         // Flushed and its log emptied, and still locked, so that no sweep takes it for a leftover.
@@ -283,7 +289,7 @@ impl Fold {
         let stands = match &self.child {
             // Its lock is ours.
             Child::Leaf => true,
-            Child::Savepoint(name) => record.savepoint(name).is_some_and(|child| child.parent == self.savepoint.data_write_guid),
+            Child::Savepoint(name) => record.savepoint(name).is_some_and(|child| child.parent == Some(self.savepoint.data_write_guid)),
         };
         let is_there = record.savepoint(&self.savepoint.name) == Some(&self.savepoint);
         Ok(stands && is_there && same(&self.child_path, self.ids[0])? && same(&self.savepoint_path, self.ids[1])?)
@@ -329,7 +335,7 @@ fn id_at(path: &Path) -> Result<StorageId, StoreError> {
 }
 
 /// What a clone's file stands on, also while somebody is writing to it: that does not change then.
-fn leaf_linkage(path: &Path) -> Result<Guid, StoreError> {
+fn leaf_linkage(path: &Path) -> Result<Option<Guid>, StoreError> {
     let result = linkage_of(path);
     if !result.as_ref().is_err_and(|e| e.kind() == ErrorKind::InUse) {
         return result;
@@ -338,10 +344,9 @@ fn leaf_linkage(path: &Path) -> Result<Guid, StoreError> {
     for _ in 0..LOOKS {
         let file = FileStorage::peek(path).map_err(StoreError::storage("open", path))?;
         // A header that is being written right now is not read right.
-        if let Ok(disk) = Disk::open_on(Arc::new(file), Vec::new(), &alone)
-            && let Some(locator) = &disk.leaf.metadata.parent_locator
-        {
-            return Ok(locator.linkage().unwrap_or(Guid::ZERO));
+        if let Ok(disk) = Disk::open_on(Arc::new(file), Vec::new(), &alone) {
+            let locator = disk.leaf.metadata.parent_locator.as_ref();
+            return Ok(locator.map(|locator| locator.linkage().unwrap_or(Guid::ZERO)));
         }
         std::thread::sleep(BETWEEN);
     }

@@ -129,7 +129,17 @@ impl Image {
     /// # Errors
     /// `Open` when that fails.
     pub fn open(&self) -> Result<Disk, StoreError> {
+        self.refuse_if_missing()?;
         Disk::open(self.path(), &OpenOptions::new().parents(ParentPolicy::Deny)).map_err(StoreError::open(self.path()))
+    }
+
+    /// Whether its disk is where it was.
+    pub(super) fn refuse_if_missing(&self) -> Result<(), StoreError> {
+        if files::exists(&self.path())? {
+            return Ok(());
+        }
+        let next = "restore it from a copy, or refresh the image";
+        Err(StoreError::NoFile { what: format!("the disk of {}", self.reference()), path: self.path(), next })
     }
 
     /// The clones that stand on it, which keep it from being removed.

@@ -139,7 +139,7 @@ impl LiveClone {
     }
 
     /// The identities of the leaf, which stays once its session has begun, and of what it stands on.
-    fn identity(&self) -> Result<(Guid, Guid), StoreError> {
+    fn identity(&self) -> Result<(Guid, Option<Guid>), StoreError> {
         self.disk.identity().map_err(StoreError::disk(&self.clone.path))
     }
 

@@ -47,6 +47,7 @@ mod create;
 mod digest;
 mod error;
 mod files;
+mod flatten;
 mod fold;
 #[expect(clippy::module_inception, reason = "the floor and the noun in it have one name: house style")]
 mod image;
@@ -82,7 +83,7 @@ pub use manifest::{Manifest, SourceInfo};
 pub use names::ImageRef;
 pub use prove::relink_proven;
 pub use record::{CloneId, Savepoint, StepCost};
-pub use registry::{CloneState, CloneSummary};
+pub use registry::{CloneBase, CloneState, CloneSummary};
 pub use remove::Pruned;
 pub use repair::Repaired;
 pub use seal::Verified;

@@ -46,7 +46,7 @@ impl CloneDisk {
     /// ```
     ///
     /// # Errors
-    /// `InUse` while somebody has it open; `Protected`; `SavepointsInTheWay` (drop them first); `NoImage`, `Disabled`; `Work`. Conflicts are no
+    /// `InUse` while somebody has it open; `Protected`; `SavepointsInTheWay` (drop them first); `Invalid` when it was flattened; `NoImage`, `Disabled`; `Work`. Conflicts are no
     /// error: they are in the result, and nothing was done.
     pub fn rebase(&self, to: &str, options: &RebaseOptions, progress: &dyn Progress, cancel: &Cancel) -> Result<Rebased, StoreError> {
         let (mut held, mut record) = self.hold()?;
@@ -55,6 +55,11 @@ impl CloneDisk {
             let names = record.savepoints.iter().map(|savepoint| savepoint.name.clone()).collect();
             let next = "they show the old image; drop them first";
             return Err(StoreError::SavepointsInTheWay { clone: self.path.clone(), names, next });
+        }
+        if record.ground.image().is_none() {
+            let what = format!("rebasing {}", self.path.display());
+            let rule = "it was flattened and stands on no image; a reset puts it on one, without its changes".to_owned();
+            return Err(StoreError::Invalid { what, rule });
         }
         let image = self.reset_target(&record, &ResetOptions::default().to(to))?;
         let line = self.line(&record, self.linkage()?)?;
@@ -66,7 +71,7 @@ impl CloneDisk {
         let done = tools::rebase(&self.path, image.path(), &options, progress, cancel);
         record.next_image = None;
         // Asked rather than concluded: after a failure of its last step it may be either.
-        if self.linkage().is_ok_and(|parent| parent == guid) {
+        if self.linkage().is_ok_and(|parent| parent == Some(guid)) {
             record.stand_on(&image);
         }
         let noted = self.note(&mut held, &mut record, Durability::Durable);

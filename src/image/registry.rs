@@ -11,7 +11,7 @@ use super::error::StoreError;
 use super::files::{self, Durability, Held};
 use super::image::Image;
 use super::names::{Placeholders, clone_name, expand, is_temporary, sidecar_of};
-use super::record::{CloneId, Record};
+use super::record::{CloneId, Ground, Record, Savepoint};
 use crate::chain::{Disk, OpenOptions, ParentPolicy, Sizes};
 use crate::guid::Guid;
 use crate::kind::ErrorKind;
@@ -53,6 +53,36 @@ impl CloneState {
     }
 }
 
+/// What a clone stands on, below its savepoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CloneBase {
+    /// A generation of an image, by the name that it had when the clone was made, reset or repaired.
+    Image {
+        /// The image.
+        name: String,
+        /// Its generation.
+        generation: u32,
+    },
+    /// Nothing: it was flattened, and no image of the store need be kept for it.
+    Alone {
+        /// The image that it came from, as `NAME@GENERATION`.
+        from: String,
+        /// When it was flattened.
+        since: Timestamp,
+    },
+}
+
+impl CloneBase {
+    /// The image that it stands on, as `NAME@GENERATION`.
+    pub fn image(&self) -> Option<String> {
+        match self {
+            Self::Image { name, generation } => Some(format!("{name}@{generation}")),
+            Self::Alone { .. } => None,
+        }
+    }
+}
+
 /// What a listing says of a clone.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -63,10 +93,8 @@ pub struct CloneSummary {
     pub name: String,
     /// Its file.
     pub path: PathBuf,
-    /// The name of its image when it was made or last reset.
-    pub image: String,
-    /// The generation of it.
-    pub generation: u32,
+    /// What it stands on, below its savepoints.
+    pub base: CloneBase,
     /// Whether it can be used.
     pub state: CloneState,
     /// The four sizes of its file; `None` when it is missing or its tables cannot be read.
@@ -170,7 +198,7 @@ impl Store {
     pub(super) fn records(&self) -> Result<Vec<Record>, StoreError> {
         let mut records = Vec::new();
         for (_, path) in self.record_files()? {
-            if let Some(record) = files::read_if_there::<Record>(&path)? {
+            if let Some(record) = read_record(&path)? {
                 record.check_format(&path)?;
                 records.push(record);
             }
@@ -232,6 +260,29 @@ impl Store {
         }
     }
 
+    /// The clone and the savepoint of it that a file is, by the sidecars beside it; `None` for any other file.
+    ///
+    /// # Errors
+    /// `Io` when the file's directory cannot be read.
+    pub fn savepoint_of_file(path: impl AsRef<Path>) -> Result<Option<(CloneDisk, Savepoint)>, StoreError> {
+        let path = std::fs::canonicalize(path.as_ref()).map_err(StoreError::io("find", path.as_ref()))?;
+        let is_savepoint = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("avhdx"));
+        let (true, Some(dir), Some(name)) = (is_savepoint, path.parent(), path.file_name()) else { return Ok(None) };
+        // A clone may have been renamed since, and its savepoints' files keep their names.
+        for (file, sidecar) in entries(dir)? {
+            if !file.to_ascii_lowercase().ends_with(".vhdx.json") {
+                continue;
+            }
+            let Ok(Some(record)) = files::read_if_there::<Record>(&sidecar) else { continue };
+            if let Some(savepoint) = record.savepoints.iter().find(|savepoint| name == savepoint.file.as_str())
+                && let Some(clone) = Self::clone_of_file(sidecar.with_extension(""))?
+            {
+                return Ok(Some((clone, savepoint.clone())));
+            }
+        }
+        Ok(None)
+    }
+
     /// The clone that somebody means by a path, a name, or an identity.
     ///
     /// # Errors
@@ -267,7 +318,7 @@ impl Store {
             let known = old.remove(&name).filter(|known| known.record_stamp == record_stamp);
             let record = match &known {
                 Some(known) => known.record.clone(),
-                None => match files::read_if_there::<Record>(&path)? {
+                None => match read_record(&path)? {
                     Some(record) => record,
                     None => continue,
                 },
@@ -314,8 +365,10 @@ impl Store {
             id: record.id,
             name: clone_name(path),
             path: path.clone(),
-            image: record.image.clone(),
-            generation: record.generation,
+            base: match &record.ground {
+                Ground::Image(note) => CloneBase::Image { name: note.name.clone(), generation: note.generation },
+                Ground::Alone { from, since } => CloneBase::Alone { from: from.reference(), since: *since },
+            },
             state: if metadata.is_some() { CloneState::Ready } else { state_of_absent(record) },
             sizes,
             savepoints_allocated: record.savepoints.iter().map(|savepoint| saved(&savepoint.file)).sum(),
@@ -347,6 +400,17 @@ impl Store {
         text.extend_from_slice(&body);
         let _ = files::put_bytes(&self.index_path(), &text, true, Durability::Quick);
     }
+}
+
+/// A record in the store. One that is spoiled is written again from the clone's sidecar, and must not simply be put away: it keeps the image.
+fn read_record(path: &Path) -> Result<Option<Record>, StoreError> {
+    files::read_if_there::<Record>(path).map_err(|e| match e {
+        StoreError::Damaged { path, what, .. } => {
+            let next = "`clone repair PATH` with the clone's path writes it again; move it away only if that clone is gone";
+            StoreError::Damaged { path, what, next }
+        }
+        e => e,
+    })
 }
 
 /// Its lock would tell for sure, but asking for it could be in the way of the maker.

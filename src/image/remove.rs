@@ -35,7 +35,7 @@ impl CloneDisk {
         let claim = match self.claim() {
             Ok(claim) => Some(claim),
             // Its file was deleted by hand; the rest goes now.
-            Err(StoreError::NoClone { .. }) => None,
+            Err(StoreError::NoFile { .. }) => None,
             Err(e) => return Err(e),
         };
         if !record.savepoints.is_empty() && !record.removing {

@@ -13,6 +13,7 @@ use super::clone::{CloneDisk, Origin};
 use super::error::StoreError;
 use super::files::{self, Durability};
 use super::open::linkage_of;
+use super::record::Ground;
 use super::seal::make_read_only;
 use crate::chain::{Disk, LinkProof, OpenOptions, ParentPolicy};
 use crate::disk::check::Repair;
@@ -56,7 +57,8 @@ impl CloneDisk {
     fn repair_as(&self, depth: Depth) -> Result<Repaired, StoreError> {
         let mut repaired = Repaired { clone: self.path.clone(), done: Vec::new(), failed: None };
         let sidecar_was_there = files::exists(&self.sidecar())?;
-        for name in self.record()?.dropping {
+        let found = self.record()?;
+        for name in found.dropping {
             match self.drop_savepoint(&name) {
                 Ok(()) => repaired.done.push(format!("the savepoint {name} was being dropped, and that is finished")),
                 // The note was all that there was, or the clone is in use and can go on as it is.
@@ -65,8 +67,16 @@ impl CloneDisk {
             }
         }
         let (mut held, mut record) = self.hold()?;
+        match (found.flattening, record.ground.image()) {
+            (false, _) => {}
+            (true, None) => repaired.done.push("it was being flattened, and that is finished".to_owned()),
+            (true, Some(_)) => repaired.done.push("it was being flattened, and that is taken back: it stands on its image".to_owned()),
+        }
         if !sidecar_was_there {
             repaired.done.push("its sidecar was missing and has been written again".to_owned());
+        }
+        if !files::exists(&self.path)? {
+            return Err(self.missing());
         }
         // From the image upwards, so that a savepoint is in order before something is checked against it.
         let savepoints: Vec<PathBuf> = record.savepoints.iter().map(|savepoint| self.dir().join(&savepoint.file)).collect();
@@ -82,21 +92,18 @@ impl CloneDisk {
                 repaired.done.extend(steps.iter().map(|step| format!("{}: {step}", file.display())));
             }
         }
-        let line = self.line(&record, self.linkage()?)?;
         for file in savepoints.iter().chain([&self.path]) {
-            let parent = self.line(&record, linkage_of(file)?)?.swap_remove(0);
+            let Some(parent) = self.line(&record, linkage_of(file)?)?.into_iter().next() else { continue };
             if leads_to(file, &parent) {
                 continue;
             }
             relink(file, &parent)?;
             repaired.done.push(format!("{} names its parent {}", file.display(), parent.display()));
         }
-        let image = line.last().expect("a line ends in an image");
-        let root = record.savepoints.iter().map(|savepoint| savepoint.parent).chain([self.linkage()?]);
-        let mut images = root.filter(|guid| !record.savepoints.iter().any(|savepoint| savepoint.data_write_guid == *guid));
-        if let Some(guid) = images.next()
-            && let Some(image) = self.store.find(guid, &record.image, record.generation)?
-            && (image.name(), image.generation(), guid) != (record.image.as_str(), record.generation, record.image_guid)
+        let note = record.ground.note();
+        if let Some(guid) = self.root(&record, self.linkage()?)
+            && let Some(image) = self.store.find(guid, &note.name, note.generation)?
+            && record.ground != Ground::Image(image.note())
         {
             record.stand_on(&image);
             repaired.done.push(format!("it is noted as a clone of {}", image.reference()));
@@ -108,7 +115,6 @@ impl CloneDisk {
             self.note(&mut held, &mut record, Durability::Durable)?;
             repaired.done.push("the store's record of it is up to date".to_owned());
         }
-        debug_assert!(image.is_absolute(), "the store's directory is absolute");
         Ok(repaired)
     }
 }
@@ -126,7 +132,8 @@ impl Store {
     pub(super) fn repair_clones_of(&self, image: &str) -> Result<Vec<Repaired>, StoreError> {
         let generations = self.generations(image)?;
         let is_of = |guid| generations.iter().any(|image| image.manifest().data_write_guid == guid);
-        let paths = self.records()?.into_iter().filter(|record| is_of(record.image_guid)).map(|record| record.path).collect();
+        let paths =
+            self.records()?.into_iter().filter(|record| record.ground.image().is_some_and(is_of)).map(|record| record.path).collect();
         Ok(self.repair_all(paths, Depth::Books))
     }
 

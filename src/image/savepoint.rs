@@ -43,6 +43,9 @@ impl CloneDisk {
         if record.savepoint(name).is_some() {
             return Err(StoreError::SavepointExists { clone: self.path.clone(), name: name.to_owned() });
         }
+        if !files::exists(&self.path)? {
+            return Err(self.missing());
+        }
         image::settle(&self.path)?;
         // Shared, so that the new child can open it as its parent; nobody who wants to write gets past it.
         let reader = FileStorage::open_read(&self.path).map_err(|e| match e.kind() {
@@ -105,13 +108,30 @@ impl CloneDisk {
         Ok(there)
     }
 
-    /// The savepoint that the clone stands on; `None` when it stands on its image.
+    /// The savepoint that the clone stands on; `None` when it stands on its image, or alone.
     ///
     /// # Errors
     /// `NoClone`; `InUse` while somebody writes to the clone.
     pub fn current_savepoint(&self) -> Result<Option<Savepoint>, StoreError> {
         let parent = self.linkage()?;
-        Ok(self.savepoints()?.into_iter().find(|savepoint| savepoint.data_write_guid == parent))
+        Ok(self.savepoints()?.into_iter().find(|savepoint| Some(savepoint.data_write_guid) == parent))
+    }
+
+    /// The files that stand on a savepoint: other savepoints, and the clone's own file.
+    ///
+    /// # Errors
+    /// `NoClone`, `NoSavepoint`.
+    pub fn standing_on(&self, name: &str) -> Result<Vec<PathBuf>, StoreError> {
+        let mut record = self.record()?;
+        record.ask_the_files(self.dir());
+        let guid = Some(record.savepoint(name).ok_or_else(|| self.no_savepoint(&record, name))?.data_write_guid);
+        let others = record.savepoints.iter().filter(|other| other.parent == guid);
+        let mut found: Vec<PathBuf> = others.map(|other| self.dir().join(&other.file)).collect();
+        // One that is being written cannot be asked, and is in the way as well.
+        if files::exists(&self.path)? && self.linkage().map_or_else(|e| e.kind() == ErrorKind::InUse, |parent| parent == guid) {
+            found.push(self.path.clone());
+        }
+        Ok(found)
     }
 
     /// Goes back to a savepoint. What was changed since the last save is lost; all savepoints stay.
@@ -122,7 +142,7 @@ impl CloneDisk {
         let (_held, record) = self.hold()?;
         self.refuse_if_protected(&record)?;
         let savepoint = record.savepoint(name).ok_or_else(|| self.no_savepoint(&record, name))?;
-        let line = self.line(&record, savepoint.data_write_guid)?;
+        let line = self.line(&record, Some(savepoint.data_write_guid))?;
         let block_size = self.block_size();
         // A clone whose file was deleted by hand can still go back.
         let claim = if files::exists(&self.path)? { Some(self.claim()?) } else { None };
@@ -145,7 +165,7 @@ impl CloneDisk {
         let mut kept = Vec::new();
         for mut savepoint in std::mem::take(&mut record.savepoints) {
             let place = self.dir().join(&savepoint.file);
-            let needed = all.iter().any(|other| other.parent == savepoint.data_write_guid);
+            let needed = all.iter().any(|other| other.parent == Some(savepoint.data_write_guid));
             match (savepoint.pending, files::exists(&self.path)?, files::exists(&place)?) {
                 (true, _, false) => {}
                 (false, _, false) if !needed && !self.stands_on(savepoint.data_write_guid) => {}
@@ -165,7 +185,7 @@ impl CloneDisk {
 
     /// Whether the clone stands on this; also when that cannot be told.
     fn stands_on(&self, guid: Guid) -> bool {
-        linkage_of(&self.path).map_or(true, |parent| parent == guid)
+        linkage_of(&self.path).map_or(true, |parent| parent == Some(guid))
     }
 }
 

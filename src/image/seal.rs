@@ -147,6 +147,7 @@ impl Image {
             StoreError::Damaged { path: path.to_path_buf(), what, next }
         };
         let sealed = digest::read(&self.digests_path(), manifest)?;
+        self.refuse_if_missing()?;
         let disk = Disk::open(&path, &OpenOptions::new().parents(ParentPolicy::Deny)).map_err(StoreError::open(&path))?;
         let info = disk.info().map_err(StoreError::disk(&path))?;
         let found = (info.data_write_guid.get(), info.virtual_size, info.block_size);

@@ -205,7 +205,9 @@ fn refused(path: &Path, why: impl Into<String>) -> StoreError {
 fn open_raw(path: PathBuf, kind: &'static str) -> Result<Opened, StoreError> {
     let file = FileStorage::open_read(&path).map_err(|e: StorageError| match e.kind() {
         ErrorKind::InUse => StoreError::in_use(&path),
-        ErrorKind::InvalidInput => refused(&path, "it is neither a regular file nor a block device; for a directory say so"),
+        ErrorKind::InvalidInput => {
+            refused(&path, "it is neither a regular file nor a block device; a directory is declared with `--from directory`")
+        }
         _ => StoreError::storage("open the source", &path)(e),
     })?;
     match (kind, file.is_regular()) {

@@ -255,8 +255,9 @@ impl Store {
     /// Whether the clone with this sidecar is there, known, and nothing is pending.
     fn is_in_order(&self, record: &Record, leaf: &Path) -> Result<bool, StoreError> {
         let stored = files::read_if_there::<Record>(&self.record_path(record.id))?;
-        let pending = record.savepoints.iter().any(|savepoint| savepoint.pending);
-        Ok(!pending && stored.is_some_and(|stored| stored.path == *leaf) && files::exists(leaf)?)
+        let pending = record.flattening || record.savepoints.iter().any(|savepoint| savepoint.pending);
+        let is_known = |stored: Record| stored.path == *leaf && stored.ground == record.ground && !stored.flattening;
+        Ok(!pending && stored.is_some_and(is_known) && files::exists(leaf)?)
     }
 }
 

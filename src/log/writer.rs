@@ -37,6 +37,8 @@ const HEAL_READ: u64 = 256 << 10;
 const MAX_WRITE: usize = 256 << 10;
 /// Bytes laid down ahead of the head, at least and at most. A clone that is flushed once keeps its log small.
 const LAY_AHEAD: (u64, u64) = (32 << 10, 256 << 10);
+/// The same where payload rides in the log: a flush whose entry is not laid down yet costs a sync.
+const LAY_AHEAD_FOR_RIDERS: u64 = 1 << 20;
 
 /// A page on its way to the file.
 #[derive(Clone)]
@@ -159,6 +161,8 @@ pub(crate) struct LogWriter {
     origin: u64,
     /// Whether there was no room to lay more down.
     is_full: bool,
+    /// Whether payload rides in entries.
+    pub(crate) has_riders: bool,
 }
 
 impl LogWriter {
@@ -178,6 +182,7 @@ impl LogWriter {
             laid: 0,
             origin,
             is_full: false,
+            has_riders: false,
         }
     }
 
@@ -236,7 +241,8 @@ impl LogWriter {
     pub(crate) fn takes(&self, file: &dyn Storage, pages: usize) -> bool {
         let bytes = entry_len(pages, 0) as u64;
         let is_laid = self.walked + bytes <= self.laid_for_good() || !file.writes_durably();
-        self.is_started() && pages <= self.batch_pages() && !self.ring.is_half_full() && self.ring.fits(bytes) && is_laid
+        // Room for another one like it, so that the entry that empties the ring needs no second one to make room for it.
+        self.is_started() && pages <= self.batch_pages() && self.ring.fits(2 * bytes) && is_laid
     }
 
     /// Writes every pending page to its home. The log keeps them until a sync hardened the homes and a later entry said so.
@@ -283,8 +289,9 @@ impl LogWriter {
             return Ok(());
         }
         let (least, most) = LAY_AHEAD;
+        let ahead = if self.has_riders { LAY_AHEAD_FOR_RIDERS } else { self.walked.clamp(least, most) };
         let from = self.laid.max(self.walked);
-        let to = (needed + self.walked.clamp(least, most)).min(self.ring.len());
+        let to = (needed + ahead).min(self.ring.len());
         // One lap at most and nothing behind `walked`: no entry stands there, whether named or not.
         for (start, len) in self.ring.stretch(self.origin + from, to.saturating_sub(from)) {
             match storage::write_zeros(file, self.at + start, len) {

@@ -235,7 +235,7 @@ impl BatTable {
         // As in `payload`: a mark is one of the reserved bits, so a marked word does not decode.
         if let Some(page) = self.pages.get(Self::page_of(index))
             && !page.suspect
-            && let Ok(state) = PayloadState::decode(page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire))
+            && let Some(state) = PayloadState::decode_sound(page.words.load((index.get() % ENTRIES) as usize, Ordering::Acquire))
         {
             return Ok(Some(state));
         }
@@ -273,6 +273,8 @@ impl BatTable {
         let index = self.geometry.bat_index(block);
         if let Some(page) = self.pages.get(Self::page_of(index))
             && !page.suspect
+            // Looked at first, because there hardly ever is one. Marks come and go under the stripe.
+            && page.words.load((index.get() % ENTRIES) as usize, Ordering::Relaxed) & MARK != 0
         {
             page.words.clear_bits((index.get() % ENTRIES) as usize, MARK, Ordering::Release);
         }

@@ -187,8 +187,15 @@ impl BitmapTable {
         file: &dyn Storage,
         home: impl Fn() -> Result<BlockHome, MapError>,
     ) -> Result<bool, MapError> {
-        let run = self.run(chunk, bit, len, file, home)?;
-        Ok(run.present && run.len == len)
+        let run = self.run_in_word(chunk, bit, file, &home)?;
+        if !run.present {
+            // A run of clear bits is not followed to its end.
+            return Ok(false);
+        }
+        if run.len >= len || !ends_word(bit, run.len) {
+            return Ok(run.len >= len);
+        }
+        Ok(self.run_on(chunk, bit, run, len, file, &home)?.len == len)
     }
 
     /// Sets or clears bits in pages that are loaded; calls `touched` for each page that changed. The caller holds the gate

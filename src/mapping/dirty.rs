@@ -41,8 +41,9 @@ impl DirtyList {
 
     /// Puts a page on the list. The caller holds the gate (shared), as the module says.
     pub(crate) fn mark(&self, key: PageKey, flag: &DirtyFlag) {
-        // Relaxed: the gate orders marking against freezing, and nothing else reads the flag.
-        if !flag.0.swap(true, Ordering::Relaxed) {
+        // Relaxed: the gate orders marking against freezing, and nothing else reads the flag. A flag that is set stays so while the gate
+        // is held, so it is looked at first: most pages are on the list already.
+        if !flag.is_set() && !flag.0.swap(true, Ordering::Relaxed) {
             self.pages.lock().push(key);
         }
     }

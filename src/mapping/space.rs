@@ -24,6 +24,8 @@ use std::collections::BTreeMap;
 pub(crate) const MAX_FILE_MIB: u64 = 1 << 27;
 /// MiB by which the file grows at least.
 const STRIDE_MIB: u64 = 32;
+/// MiB of fresh space inside the file that a flush provides where growing later is dear.
+const AHEAD_MIB: u64 = 256;
 
 /// One bit per MiB of the file.
 #[derive(Debug, Default)]
@@ -301,6 +303,12 @@ impl Space {
     /// of the two is a comfortable stride, the second the least that will do.
     pub(crate) fn growth(&self) -> Option<(u64, u64)> {
         (self.end > self.file_end).then(|| (self.end.max(self.file_end + STRIDE_MIB), self.end))
+    }
+
+    /// The length in MiB that gives the file plenty of fresh space, for a moment when growing costs nothing; `None` while it has enough.
+    pub(crate) fn growth_ahead(&self) -> Option<u64> {
+        let wanted = self.end + AHEAD_MIB;
+        (self.file_end < self.end + AHEAD_MIB / 2 && wanted <= MAX_FILE_MIB).then_some(wanted)
     }
 
     /// The file is `mib` MiB long now.

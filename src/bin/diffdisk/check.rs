@@ -190,7 +190,7 @@ pub fn run(args: &CheckArgs, ctx: &Context) -> Result<(), CliError> {
         ctx.emit(&Answer::new(file, &report, None), |out| print(out, args, &report))?;
         return if report.is_sound() { Ok(()) } else { Err(CliError::Answered) };
     }
-    sealed::refuse(&args.file)?;
+    sealed::refuse_image(&args.file)?;
     let mut wanted = RepairOptions::new().chain(options);
     for (given, consent) in [(args.accept_older_header, Consent::OlderHeader), (args.accept_empty_log, Consent::EmptyLog)] {
         if given {

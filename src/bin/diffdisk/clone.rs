@@ -6,8 +6,8 @@ use crate::error::CliError;
 use crate::exit;
 use crate::table;
 use diffdisk::{
-    Cancel, CloneDisk, CloneOptions, CloneSummary, ErrorKind, IfExists, Origin, Pruned, RebaseOptions, Repaired, ResetOptions, Savepoint,
-    Step, Timestamp,
+    Cancel, CloneBase, CloneDisk, CloneOptions, CloneSummary, ErrorKind, IfExists, Origin, Pruned, RebaseOptions, Repaired, ResetOptions,
+    Savepoint, Step, StoreError, Timestamp,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -31,6 +31,7 @@ pub enum CloneVerb {
     Compact(tools::CompactArgs),
     Resize(tools::ResizeArgs),
     Hydrate(tools::HydrateArgs),
+    Flatten(tools::FlattenArgs),
     Rename(RenameArgs),
     Protect(ProtectArgs),
     Expire(ExpireArgs),
@@ -264,6 +265,7 @@ impl CloneVerb {
             Self::Compact(args) => tools::compact(args, ctx),
             Self::Resize(args) => tools::resize(args, ctx),
             Self::Hydrate(args) => tools::hydrate(args, ctx),
+            Self::Flatten(args) => tools::flatten(args, ctx),
             Self::Rename(args) => show(&find(&args.store, &args.clone)?.rename(&args.path)?, ctx),
             Self::Protect(args) => {
                 let clone = find(&args.store, &args.clone)?;
@@ -328,7 +330,11 @@ fn answer(clone: &CloneSummary) -> Value {
         "id": clone.id.to_string(),
         "name": clone.name,
         "path": clone.path.to_string_lossy(),
-        "image": format!("{}@{}", clone.image, clone.generation),
+        "image": clone.base.image(),
+        "flattened": match &clone.base {
+            CloneBase::Alone { from, since } => json!({ "from": from, "at": since.to_string() }),
+            _ => Value::Null,
+        },
         "state": clone.state.key(),
         "sizes": clone.sizes.map(|sizes| json!({
             "virtual": sizes.virtual_size,
@@ -351,9 +357,10 @@ fn savepoint(savepoint: &Savepoint) -> Value {
 }
 
 fn list(args: &ListArgs, ctx: &Context) -> Result<(), CliError> {
-    let wanted = |clone: &CloneSummary| match args.image.as_deref() {
-        None => true,
-        Some(image) => image == clone.image || image == format!("{}@{}", clone.image, clone.generation),
+    let wanted = |clone: &CloneSummary| match (args.image.as_deref(), &clone.base) {
+        (None, _) => true,
+        (Some(image), CloneBase::Image { name, generation }) => image == name || image == format!("{name}@{generation}"),
+        (Some(_), _) => false,
     };
     let clones: Vec<CloneSummary> = args.store.open()?.clones()?.into_iter().filter(wanted).collect();
     let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), human);
@@ -363,12 +370,15 @@ fn list(args: &ListArgs, ctx: &Context) -> Result<(), CliError> {
         for clone in &clones {
             let mut marks = Vec::new();
             marks.extend((clone.state != diffdisk::CloneState::Ready).then(|| clone.state.key().to_owned()));
+            if let CloneBase::Alone { from, .. } = &clone.base {
+                marks.push(format!("flattened, was of {from}"));
+            }
             marks.extend(clone.protected.then(|| "protected".to_owned()));
             marks.extend(clone.expires.map(|time| format!("expires {time}")));
             marks.extend((clone.savepoints > 0).then(|| format!("{} saved", clone.savepoints)));
             rows.push(vec![
                 clone.name.clone(),
-                format!("{}@{}", clone.image, clone.generation),
+                clone.base.image().unwrap_or_else(|| "-".to_owned()),
                 size(clone.sizes.map(|sizes| sizes.virtual_size)),
                 size(clone.sizes.map(|sizes| sizes.apparent)),
                 size(clone.sizes.map(|sizes| sizes.allocated)),
@@ -399,7 +409,10 @@ fn show_with(clone: &CloneDisk, more: &[(&str, Value)], ctx: &Context) -> Result
     value["parents"] = json!(parents.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>());
     ctx.emit(&value, |out| {
         writeln!(out, "clone        {}", summary.path.display())?;
-        writeln!(out, "image        {}@{}", summary.image, summary.generation)?;
+        match &summary.base {
+            CloneBase::Alone { from, since } => writeln!(out, "image        none, flattened {since} (was of {from})")?,
+            base => writeln!(out, "image        {}", base.image().unwrap_or_default())?,
+        }
         writeln!(out, "identity     {}", summary.id)?;
         writeln!(out, "state        {}{}", summary.state.key(), if summary.protected { ", protected" } else { "" })?;
         if let Some(sizes) = summary.sizes {
@@ -431,7 +444,7 @@ fn reset(args: &ResetArgs, ctx: &Context) -> Result<(), CliError> {
     }
     clone.reset(&options)?;
     let summary = clone.summary()?;
-    ctx.emit(&answer(&summary), |out| writeln!(out, "{}: reset to {}@{}", summary.path.display(), summary.image, summary.generation))
+    ctx.emit(&answer(&summary), |out| writeln!(out, "{}: reset to {}", summary.path.display(), summary.base.image().unwrap_or_default()))
 }
 
 fn save(args: &SavepointArgs, ctx: &Context) -> Result<(), CliError> {
@@ -504,7 +517,8 @@ pub fn report_pruned(pruned: &Pruned, ctx: &Context) -> Result<(), CliError> {
         pruned.removed.iter().try_for_each(|name| writeln!(out, "removed {name}"))?;
         pruned.kept.iter().try_for_each(|(name, why)| writeln!(out, "kept {name}: {why}"))
     })?;
-    let failed = pruned.kept.iter().find(|(_, why)| !matches!(why.kind(), ErrorKind::InUse | ErrorKind::Denied));
+    let is_asked_for = |why: &StoreError| matches!(why, StoreError::Protected { .. }) || why.kind() == ErrorKind::InUse;
+    let failed = pruned.kept.iter().find(|(_, why)| !is_asked_for(why));
     failed.map_or(Ok(()), |(_, why)| Err(why.clone().into()))
 }
 
@@ -535,6 +549,12 @@ fn repair(args: &RepairArgs, ctx: &Context) -> Result<(), CliError> {
     })?;
     match failed {
         0 => Ok(()),
-        n => Err(CliError::new(ErrorKind::Damaged, format!("{n} of {} clones could not be repaired; the report says why", all.len()))),
+        n => {
+            // All for one reason: that one. Being in use, or of another user, is no damage.
+            let mut kinds = all.iter().filter_map(|one| one.failed.as_ref().map(|why| why.kind()));
+            let first = kinds.next().unwrap_or(ErrorKind::Damaged);
+            let kind = if kinds.all(|kind| kind == first) { first } else { ErrorKind::Damaged };
+            Err(CliError::new(kind, format!("{n} of {} clones could not be repaired; the report says why", all.len())))
+        }
     }
 }

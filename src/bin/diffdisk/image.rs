@@ -5,7 +5,7 @@ use crate::books;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::table;
-use diffdisk::{Image, ImageOptions, Source, Step, Store};
+use diffdisk::{CloneBase, Image, ImageOptions, Source, Step, Store};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -323,7 +323,9 @@ fn list(args: &ListArgs, ctx: &Context) -> Result<(), CliError> {
     }
     let mut clones: HashMap<(String, u32), u64> = HashMap::new();
     for clone in store.clones()? {
-        *clones.entry((clone.image, clone.generation)).or_default() += 1;
+        if let CloneBase::Image { name, generation } = clone.base {
+            *clones.entry((name, generation)).or_default() += 1;
+        }
     }
     let mut values = Vec::new();
     for image in &images {

@@ -4,7 +4,7 @@ use crate::args::{ParentsArgs, human};
 use crate::context::Context;
 use crate::error::{About, CliError};
 use crate::sealed;
-use diffdisk::{ErrorKind, Hydrated, MergeOptions, ToolError, merge_into, merge_to};
+use diffdisk::{ErrorKind, Hydrated, MergeOptions, Store, ToolError, merge_into, merge_to};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -115,6 +115,12 @@ pub fn run_flatten(args: &FlattenArgs, ctx: &Context) -> Result<(), CliError> {
 
 fn bring_in(child: &Path, parents: &ParentsArgs, ctx: &Context, cuts: bool) -> Result<(), CliError> {
     let (bar, cancel) = ctx.watch()?;
+    // A clone that a store knows is cut by the store, or its books would go on naming an image.
+    if cuts && let Ok(Some(clone)) = Store::clone_of_file(child) {
+        let done = clone.flatten(&bar, &cancel);
+        drop(bar);
+        return answer(child, &done?, ctx);
+    }
     let disk = sealed::open_writable(child, parents)?;
     let done = if cuts { disk.flatten(&bar, &cancel) } else { disk.hydrate(&bar, &cancel) };
     drop(bar);

@@ -45,7 +45,11 @@ pub struct RebaseArgs {
 
 /// Runs the verb.
 pub fn run(args: &RebaseArgs, ctx: &Context) -> Result<(), CliError> {
-    sealed::refuse(&args.child)?;
+    if args.dry_run {
+        sealed::refuse(&args.child)?
+    } else {
+        sealed::refuse_clone(&args.child, "rebase")?
+    }
     let (bar, cancel) = ctx.watch()?;
     let options = RebaseOptions::new()
         .keep_content(args.keep_content)

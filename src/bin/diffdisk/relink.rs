@@ -37,7 +37,7 @@ pub struct RelinkArgs {
 
 /// Runs the verb.
 pub fn run(args: &RelinkArgs, ctx: &Context) -> Result<(), CliError> {
-    sealed::refuse(&args.child)?;
+    sealed::refuse_image(&args.child)?;
     if let Some(verified) = prove(args, ctx)? {
         return done(args, Some(verified), ctx);
     }

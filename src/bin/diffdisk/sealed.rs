@@ -1,16 +1,38 @@
-//! Images of a store are sealed: their digests and all their clones depend on every byte. The file's permissions say so to everybody but root; the
-//! verbs that change a file in place ask the store as well, whoever calls.
+//! What a store has frozen: images, whose digests and clones depend on every byte, and savepoints, on which other savepoints and clones stand. The files'
+//! permissions say so to everybody but root; the verbs that change a file in place ask the store as well, whoever calls.
 
 use crate::args::ParentsArgs;
 use crate::error::{About, CliError};
 use diffdisk::{Disk, ErrorKind, OpenError, Store};
 use std::path::Path;
 
-/// Refuses to change a file that is an image of a store.
+/// Refuses to change what a file holds when it is an image of a store, or a savepoint of a clone.
+///
+/// # Errors
+/// `Denied`, with what the file is and what stands on it.
+pub fn refuse(path: &Path) -> Result<(), CliError> {
+    refuse_image(path)?;
+    let Ok(Some((clone, savepoint))) = Store::savepoint_of_file(path) else { return Ok(()) };
+    let name = &savepoint.name;
+    let above = match clone.standing_on(name) {
+        Ok(above) if above.is_empty() => "nothing stands on it".to_owned(),
+        Ok(above) => format!("{} stand on it", above.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")),
+        Err(_) => "what stands on it cannot be told".to_owned(),
+    };
+    let message = format!(
+        "{} is the savepoint {name} of the clone {}, which is frozen ({above}); `clone drop {} {name}` merges it with what stands on it",
+        path.display(),
+        clone.path().display(),
+        clone.name()
+    );
+    Err(CliError::new(ErrorKind::Denied, message))
+}
+
+/// The same for images alone, for verbs that leave alone what a file holds and who may stand on it.
 ///
 /// # Errors
 /// `Denied`, with the image's name and the number of its clones.
-pub fn refuse(path: &Path) -> Result<(), CliError> {
+pub fn refuse_image(path: &Path) -> Result<(), CliError> {
     // A path that leads nowhere is the verb's own business, with its own words.
     let Ok(Some(image)) = Store::image_of_file(path) else { return Ok(()) };
     let clones = match image.clones() {
@@ -26,7 +48,20 @@ pub fn refuse(path: &Path) -> Result<(), CliError> {
     Err(CliError::new(ErrorKind::Denied, message))
 }
 
-/// Refuses to merge into an image: `into`, or the parent of `child` if nothing is said.
+/// Refuses to put a file onto another parent behind the back of the store that knows it as a clone: the store keeps the image that it
+/// has written down, and not the other one.
+///
+/// # Errors
+/// `InvalidInput`, with the verb that does it; as [`refuse`].
+pub fn refuse_clone(path: &Path, verb: &str) -> Result<(), CliError> {
+    refuse(path)?;
+    let Ok(Some(clone)) = Store::clone_of_file(path) else { return Ok(()) };
+    let message =
+        format!("{} is a clone that a store knows, and its books would be wrong; use `clone {verb} {}`", path.display(), clone.name());
+    Err(CliError::usage(message))
+}
+
+/// Refuses to merge into what is frozen: `into`, or the parent of `child` if nothing is said.
 ///
 /// # Errors
 /// As for [`refuse`]. A chain that does not open is the verb's own business.
@@ -39,7 +74,7 @@ pub fn refuse_merge(child: &Path, into: Option<&Path>, parents: &ParentsArgs) ->
     found.ok().and_then(parent_of).map_or(Ok(()), |parent| refuse(&parent))
 }
 
-/// Opens a disk for writing, unless it is an image.
+/// Opens a disk for writing, unless it is frozen.
 ///
 /// # Errors
 /// As for [`refuse`] and [`Disk::open`].

@@ -236,3 +236,88 @@ impl Input {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A client whose next request is there at once, after a pause, or only for who sleeps.
+    #[derive(Default)]
+    struct Client {
+        pause: Duration,
+        only_asleep: bool,
+        awake: AtomicU32,
+        asleep: AtomicU32,
+    }
+
+    impl ByteStream for Client {
+        fn recv(&self, _: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+            self.asleep.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(self.pause);
+            Ok(1)
+        }
+
+        fn try_recv(&self, _: &mut [IoSliceMut<'_>]) -> io::Result<Option<usize>> {
+            self.awake.fetch_add(1, Ordering::Relaxed);
+            Ok((!self.only_asleep).then_some(1))
+        }
+
+        fn send(&self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+            unreachable!("nothing is sent")
+        }
+
+        fn set_time_limit(&self, _: Option<Duration>) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn shutdown(&self, _: Shutdown) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn ask(eagerness: &mut Eagerness, client: &Client) {
+        let mut byte = [0];
+        assert_eq!(eagerness.recv(client, &mut [IoSliceMut::new(&mut byte)]).unwrap(), 1);
+    }
+
+    /// Eager, on whatever machine: a wait that the scheduler drew out counts as slow, so it may take a while.
+    fn eager() -> Eagerness {
+        let (mut eagerness, quick) = (Eagerness::default(), Client::default());
+        for _ in 0..100_000 {
+            if quick.awake.load(Ordering::Relaxed) > 0 {
+                return eagerness;
+            }
+            ask(&mut eagerness, &quick);
+        }
+        panic!("a client that is always quick is never waited for awake");
+    }
+
+    #[test]
+    fn a_stranger_is_waited_for_asleep() {
+        let (mut eagerness, client) = (Eagerness::default(), Client::default());
+        ask(&mut eagerness, &client);
+        assert_eq!((client.awake.into_inner(), client.asleep.into_inner()), (0, 1));
+    }
+
+    #[test]
+    fn a_quick_client_is_waited_for_awake() {
+        let (mut eagerness, client) = (eager(), Client::default());
+        ask(&mut eagerness, &client);
+        assert_eq!((client.awake.into_inner(), client.asleep.into_inner()), (1, 0), "and the thread does not sleep");
+    }
+
+    #[test]
+    fn one_pause_costs_one_moment_and_ends_it() {
+        let client = Client { pause: 4 * IMPATIENCE, only_asleep: true, ..Client::default() };
+        let mut eagerness = eager();
+        ask(&mut eagerness, &client);
+        assert_eq!(client.asleep.load(Ordering::Relaxed), 1, "awake for a moment, then asleep");
+        let awake = client.awake.load(Ordering::Relaxed);
+        assert!(awake > 0);
+        for _ in 0..10 {
+            ask(&mut eagerness, &client);
+        }
+        assert_eq!(client.awake.load(Ordering::Relaxed), awake, "an idle connection costs no processor time");
+    }
+}

@@ -142,7 +142,7 @@ impl Files {
     /// Makes one change.
     pub fn apply(&mut self, event: &Event) {
         match event {
-            Event::Write { file, at, bytes } => self.content(*file).write(bytes, *at),
+            Event::Write { file, at, bytes, .. } => self.content(*file).write(bytes, *at),
             Event::SetLen { file, len } => self.content(*file).set_len(*len),
             Event::Punch { file, at, len } => self.content(*file).zero(*at, *len),
             Event::Link { dir, name, what } => drop(self.entries_mut(*dir).insert(name.clone(), *what)),

@@ -20,6 +20,8 @@ pub enum Event {
         file: Ino,
         at: u64,
         bytes: Arc<[u8]>,
+        /// The path, where the call returns once these very bytes are durable; what was written before gains nothing by that.
+        durable: Option<String>,
     },
     SetLen {
         file: Ino,
@@ -134,9 +136,16 @@ impl Reader<'_> {
                     let mut bytes = bytes(args[1]).expect("the bytes of a write");
                     bytes.truncate(usize::try_from(value).expect("a length"));
                     if !bytes.is_empty() {
-                        self.change(Event::Write { file, at: number(args[3]) as u64, bytes: bytes.into() });
+                        self.change(Event::Write { file, at: number(args[3]) as u64, bytes: bytes.into(), durable: None });
                     }
                 }
+            }
+            "pwritev2" if self.descriptor(args[0]).is_some() => {
+                let (file, path) = self.descriptor(args[0]).expect("just looked");
+                let [_, base, _, "1", at, "RWF_DSYNC"] = args else { panic!("a write of another sort: {:?}", &args[2..]) };
+                let mut bytes = bytes(base.strip_prefix("[{iov_base=").expect("a buffer")).expect("the bytes of a write");
+                bytes.truncate(usize::try_from(value).expect("a length"));
+                self.change(Event::Write { file, at: number(at) as u64, bytes: bytes.into(), durable: Some(path) });
             }
             "ftruncate" => {
                 if let Some((file, _)) = self.descriptor(args[0]) {

@@ -2,6 +2,7 @@
 //!
 //! A sync of a file hardens what was written to it before; a sync of a directory hardens the names in it. Whatever was not hardened
 //! is there or not, each change of a name for itself, and of each file nothing, the first half, or everything that was written.
+//! A write that is durable by itself is there once it was made, whatever else of its file is.
 //! File systems that keep names in order leave fewer states; nothing here relies on that.
 
 use super::files::{Files, Ino};
@@ -36,7 +37,7 @@ pub struct State {
 pub fn states(start: &Files, end: &Files, events: &[Event], without: Option<usize>, visit: &mut dyn FnMut(State) -> bool) {
     let mut durable = start.clone();
     durable.know_all_of(end);
-    let (mut pending, mut is_done, mut syncs) = (Vec::<&Event>::new(), false, 0);
+    let (mut pending, mut is_done, mut syncs) = (Vec::<Pending<'_>>::new(), false, 0);
     for (cut, event) in events.iter().enumerate() {
         if let Event::Sync { what, .. } = event {
             if !at_cut(&durable, &pending, is_done, cut, visit) {
@@ -44,15 +45,20 @@ pub fn states(start: &Files, end: &Files, events: &[Event], without: Option<usiz
             }
             syncs += 1;
             if without != Some(syncs - 1) {
-                let (now, later) = pending.into_iter().partition(|event| home_of(event) == Some(*what));
-                let settled: Vec<&Event> = now;
-                settled.into_iter().for_each(|event| durable.apply(event));
+                let (now, later): (Vec<_>, Vec<_>) = pending.into_iter().partition(|(event, _)| home_of(event) == Some(*what));
+                now.into_iter().for_each(|(event, _)| durable.apply(event));
                 pending = later;
             }
         } else if matches!(event, Event::Done) {
             is_done = true;
+        } else if let Event::Write { durable: Some(_), .. } = event {
+            if !at_cut(&durable, &pending, is_done, cut, visit) {
+                return;
+            }
+            syncs += 1;
+            pending.push((event, without != Some(syncs - 1)));
         } else {
-            pending.push(event);
+            pending.push((event, false));
             // Between two changes of names the states differ only in the names.
             if !matches!(event, Event::Write { .. } | Event::SetLen { .. } | Event::Punch { .. })
                 && !at_cut(&durable, &pending, is_done, cut + 1, visit)
@@ -63,6 +69,9 @@ pub fn states(start: &Files, end: &Files, events: &[Event], without: Option<usiz
     }
     at_cut(&durable, &pending, is_done, events.len(), visit);
 }
+
+/// A change that no sync has hardened, and whether it is durable by itself.
+type Pending<'a> = (&'a Event, bool);
 
 /// What has to be synced for a change to last.
 fn home_of(event: &Event) -> Option<Ino> {
@@ -77,10 +86,10 @@ fn is_name(event: &Event) -> bool {
     matches!(event, Event::Link { .. } | Event::Unlink { .. } | Event::Rename { .. })
 }
 
-fn at_cut(durable: &Files, pending: &[&Event], is_done: bool, cut: usize, visit: &mut dyn FnMut(State) -> bool) -> bool {
-    let names = pending.iter().filter(|event| is_name(event)).count();
+fn at_cut(durable: &Files, pending: &[Pending<'_>], is_done: bool, cut: usize, visit: &mut dyn FnMut(State) -> bool) -> bool {
+    let names = pending.iter().filter(|(event, _)| is_name(event)).count();
     let mut of_file: BTreeMap<Ino, usize> = BTreeMap::new();
-    for event in pending.iter().filter(|event| !is_name(event)) {
+    for (event, _) in pending.iter().filter(|(event, is_durable)| !is_name(event) && !is_durable) {
         *of_file.entry(home_of(event).expect("a write has a file")).or_default() += 1;
     }
     let mut bytes = vec![Bytes::All];
@@ -94,8 +103,10 @@ fn at_cut(durable: &Files, pending: &[&Event], is_done: bool, cut: usize, visit:
         for &bytes in &bytes {
             let mut files = durable.clone();
             let (mut name, mut seen, mut lost) = (0, BTreeMap::<Ino, usize>::new(), Vec::new());
-            for event in pending {
-                let kept = if is_name(event) {
+            for &(event, is_durable) in pending {
+                let kept = if is_durable {
+                    true
+                } else if is_name(event) {
                     name += 1;
                     mask[name - 1]
                 } else {

@@ -42,6 +42,19 @@ pub struct HydrateArgs {
     store: StoreArgs,
 }
 
+/// Copy everything a clone inherits into its own file and cut the link: it needs no image any more, and its image may be removed.
+///
+/// It stays a clone of the store in everything else, and can be saved, reverted and removed. Stopped anywhere it is linked as it was, and running
+/// again goes on. A clone with savepoints is refused: drop them first.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: diffdisk clone flatten alice --store images")]
+pub struct FlattenArgs {
+    /// Path, name or identity.
+    clone: String,
+    #[command(flatten)]
+    store: StoreArgs,
+}
+
 /// Give a clone another virtual size; all or nothing. Its savepoints keep the size they have, and a revert or reset brings that back.
 ///
 /// New space reads as zeros. A clone becomes smaller only with --shrink, and only when everything behind the new end reads as zeros.
@@ -101,4 +114,13 @@ pub fn resize(args: &ResizeArgs, ctx: &Context) -> Result<(), CliError> {
     })?;
     let kept: Vec<String> = clone.savepoints()?.into_iter().map(|savepoint| savepoint.name).collect();
     resize::answer(clone.path(), &resized, &kept, ctx)
+}
+
+/// Runs `clone flatten`.
+pub fn flatten(args: &FlattenArgs, ctx: &Context) -> Result<(), CliError> {
+    let clone = find(&args.store, &args.clone)?;
+    let (bar, cancel) = ctx.watch()?;
+    let done = clone.flatten(&bar, &cancel);
+    drop(bar);
+    merge::answer(clone.path(), &done?, ctx)
 }
