@@ -92,8 +92,9 @@ echo "nbd: block status is our map"
 serve clone.vhdx --read-only
 nbdinfo --map --json "$uri" >status.json
 nbdinfo --map=diffdisk:depth --json "$uri" >depth.json
+qemu-img map --output=json "$uri" >qemu.json
 stop
-"$python" "$here/nbd_map.py" map.json status.json depth.json
+"$python" "$here/nbd_map.py" map.json status.json depth.json qemu.json plain.img
 
 echo "nbd: a flush on one connection covers the other, and survives kill -9"
 serve clone.vhdx

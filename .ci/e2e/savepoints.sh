@@ -27,11 +27,26 @@ writer=$!
 before_cleanup() { kill "$writer" 2>/dev/null || true; }
 while [ ! -s flushed ]; do kill -0 "$writer" || die "the writer ended"; done
 
-worst=0
+# save NAME: how long the writers had to wait, and how long the command took, in microseconds.
+pauses=() wholes=()
+save() {
+    local from
+    from=$(date +%s%N)
+    pauses+=("$("$diffdisk" clone save alice "$1" --json | jq .pause_microseconds)")
+    wholes+=($((($(date +%s%N) - from) / 1000)))
+}
+median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
+worst() { printf '%s\n' "$@" | sort -n | tail -1; }
+# What writers wait is a pointer and one more lock, and no sync: on any file system, however busy the machine, its median stays far below this.
+measured() { # WHERE
+    [ "$(median "${pauses[@]}")" -lt 10000 ] || die "the median pause is $(median "${pauses[@]}") µs"
+    say "$1: ${#pauses[@]} saves under 4 connections, µs: pause $(median "${pauses[@]}") median, $(worst "${pauses[@]}") worst;" \
+        "the whole command $(median "${wholes[@]}") median, $(worst "${wholes[@]}") worst"
+}
+
 for ((n = 0; n < saves; n++)); do
     cp flushed "before$n"
-    pause=$("$diffdisk" clone save alice "s$n" --json | jq .pause_microseconds)
-    [ "$pause" -le "$worst" ] || worst=$pause
+    save "s$n"
     # What lies in the middle goes while the clone is written; what the clone stands on does not.
     if ((n % 5 == 4)); then
         "$diffdisk" clone drop alice "s$((n - 2))" >/dev/null
@@ -72,5 +87,37 @@ done
 "$diffdisk" convert alice.vhdx out.img --to raw --force --parents "$work" >/dev/null
 "$python" "$here/savepoints_writer.py" check out.img before1 || die "after the revert"
 check_parent
-say "$saves saves under 4 connections, the longest pause $worst µs; $checked savepoints are states of one moment, 7-Zip agrees on $foreign"
+measured "on the disk"
+say "$checked savepoints are states of one moment, 7-Zip agrees on $foreign"
+
+# Where a sync costs nothing, what is left is our own work, the start of a process and the machine's load: ten milliseconds on a quiet machine with room to spare,
+# asserted with what a loaded one needs.
+if [ -d /dev/shm ] && [ "$(stat -f -c %T /dev/shm)" = tmpfs ]; then
+    memory=$(mktemp -d -p /dev/shm savepoints.XXXXXX)
+    before_cleanup() {
+        kill "$writer" 2>/dev/null || true
+        rm -rf "$memory"
+    }
+    cd "$memory"
+    export DIFFDISK_STORE=$memory/images
+    truncate -s 64M raw.img
+    "$diffdisk" image create app raw.img >/dev/null
+    "$diffdisk" clone create app alice.vhdx >/dev/null
+    serve alice.vhdx
+    "$python" "$here/savepoints_writer.py" write "$uri" flushed stop &
+    writer=$!
+    while [ ! -s flushed ]; do kill -0 "$writer" || die "the writer ended"; done
+    pauses=() wholes=()
+    for ((n = 0; n < saves; n++)); do save "s$n"; done
+    touch stop
+    wait "$writer" || die "the writer failed"
+    stop
+    [ "$(median "${wholes[@]}")" -lt 100000 ] || die "the median save takes $(median "${wholes[@]}") µs in memory"
+    measured "in memory"
+    cd "$work"
+    rm -rf "$memory"
+    before_cleanup() { :; }
+else
+    say "skipped: /dev/shm is no memory file system; saves in memory are not measured"
+fi
 say ok
