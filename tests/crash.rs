@@ -36,7 +36,7 @@ fn every_crash_leaves_old_or_new() {
     let campaign = Campaign::new(knob("DIFFDISK_CRASH_SEED").unwrap_or(7));
     let began = Instant::now();
     let (round, wanted) = (campaign.round(), floor.unwrap_or(20_000));
-    let outcome = campaign.run(&|attempt, states| match seconds.map(Duration::from_secs) {
+    let outcome = campaign.run(&|attempt, states, _| match seconds.map(Duration::from_secs) {
         None => attempt < round,
         // A busy machine gets three times the box before the run counts as too small.
         Some(time) => began.elapsed() < time || (began.elapsed() < 3 * time && (states < wanted || attempt < round)),
@@ -61,8 +61,8 @@ fn every_crash_leaves_old_or_new() {
 
 /// The deep stage: all words of length 3. `DIFFDISK_CRASH_LENGTH=3` turns it on; `DIFFDISK_CRASH_PART=k/n` runs one of n equal parts
 /// (counted from 1), `DIFFDISK_CRASH_ROUNDS` says how many of the 256 shares of each word's crashes are tried (1),
-/// `DIFFDISK_CRASH_THREADS` on how many threads (1), and `DIFFDISK_CRASH_SECONDS` when to stop early. What was done is printed as it
-/// goes, so that a run that is stopped has a result too.
+/// `DIFFDISK_CRASH_THREADS` on how many threads (1), `DIFFDISK_CRASH_SECONDS` when to stop early, and `DIFFDISK_CRASH_FROM` with which
+/// attempt to go on after that. What was done is printed every minute, so that a run that is killed has a result too.
 #[test]
 fn every_crash_of_three_acts_leaves_old_or_new() {
     if knob("DIFFDISK_CRASH_LENGTH") != Some(3) {
@@ -75,31 +75,37 @@ fn every_crash_of_three_acts_leaves_old_or_new() {
     let (k, n) = part.filter(|&(k, n)| (1..=n).contains(&k)).unwrap_or_else(|| panic!("DIFFDISK_CRASH_PART={text} is not like 2/8"));
     let rounds = knob("DIFFDISK_CRASH_ROUNDS").unwrap_or(1) as usize;
     let threads = knob("DIFFDISK_CRASH_THREADS").unwrap_or(1);
-    let campaign = Campaign::length_three(knob("DIFFDISK_CRASH_SEED").unwrap_or(7), k - 1, n, threads);
+    let mut campaign = Campaign::length_three(knob("DIFFDISK_CRASH_SEED").unwrap_or(7), k - 1, n, threads);
+    campaign.from = knob("DIFFDISK_CRASH_FROM").unwrap_or(0) as usize;
     let (began, seconds) = (Instant::now(), knob("DIFFDISK_CRASH_SECONDS").map(Duration::from_secs));
-    let (told, wanted) = (Mutex::new(Instant::now()), campaign.round() * rounds);
-    let line = |attempts: usize, states: u64| {
-        let seconds = began.elapsed().as_secs_f64();
+    let (told, wanted, from) = (Mutex::new(Instant::now()), campaign.round() * rounds, campaign.from);
+    let line = |done: usize, states: u64, violations: usize| {
         format!(
-            "crash, length 3, part {k}/{n}, seed {}: {attempts} of {wanted} attempts, {states} distinct states, {seconds:.0} s",
-            campaign.seed
+            "crash, length 3, part {k}/{n}, seed {}: {done} attempts from {from} on, of {wanted} ({:.3} % of them, {:.1} shares of each word), \
+             {states} distinct states, {violations} violations, {:.0} s",
+            campaign.seed,
+            100.0 * done as f64 / wanted as f64,
+            done as f64 / campaign.round() as f64,
+            began.elapsed().as_secs_f64()
         )
     };
-    let outcome = campaign.run(&|attempt, states| {
+    let outcome = campaign.run(&|attempt, states, violations| {
         let mut told = told.lock().unwrap();
         if told.elapsed() > Duration::from_secs(60) {
             *told = Instant::now();
-            println!("{}", line(attempt, states));
+            println!("{}", line(attempt - from, states, violations));
         }
         attempt < wanted && seconds.is_none_or(|time| began.elapsed() < time)
     });
     println!(
-        "{}, {} violations ({} of a second crash, {} unreadable pieces reported)",
-        line(outcome.attempts, outcome.tally.states),
-        outcome.violations.len(),
+        "{} ({} of a second crash, {} unreadable pieces reported)",
+        line(outcome.attempts, outcome.tally.states, outcome.violations.len()),
         outcome.tally.second,
         outcome.tally.refused
     );
+    if from + outcome.attempts < wanted {
+        println!("crash, length 3: stopped early; goes on with DIFFDISK_CRASH_FROM={}", from + outcome.attempts);
+    }
     assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n\n"));
     assert!(outcome.attempts > 0 && outcome.tally.states as usize >= outcome.attempts.min(100), "a stage that tried nothing");
 }
