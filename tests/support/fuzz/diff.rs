@@ -49,6 +49,8 @@ struct Layer {
     has_parent: bool,
     fixed: bool,
     blocks: BTreeMap<u64, Block>,
+    /// Whether every chunk of a child has a sector bitmap, needed or not.
+    bitmaps: bool,
 }
 
 /// No two units of a run are alike for a while, so that a misplaced one is seen.
@@ -145,7 +147,7 @@ fn layer(s: &mut Source<'_>, has_parent: bool, above: Option<&Layer>) -> Layer {
         blocks = (0..count).map(|n| (n, blocks.remove(&n).unwrap_or(Block { state: State::Present, runs: Vec::new() }))).collect();
         blocks.values_mut().for_each(|block| block.state = State::Present);
     }
-    Layer { size, block, sector, has_parent, fixed, blocks }
+    Layer { size, block, sector, has_parent, fixed, blocks, bitmaps: true }
 }
 
 fn id(n: usize) -> RawGuid {
@@ -157,7 +159,7 @@ fn name(n: usize) -> String {
 }
 
 /// The file of a layer: structures in an order of choice, payload behind them, holes between.
-fn forge(s: &mut Source<'_>, n: usize, layer: &Layer) -> Image {
+fn forge(s: &mut Source<'_>, n: usize, layer: &mut Layer) -> Image {
     let mut disk = Vhdx::dynamic(layer.size, layer.block as u32);
     (disk.data_write, disk.file_write) = (id(n), id(100 + n));
     disk.set_logical(layer.sector as u32);
@@ -184,7 +186,8 @@ fn forge(s: &mut Source<'_>, n: usize, layer: &Layer) -> Image {
     let mut bitmaps: BTreeMap<u64, u64> = BTreeMap::new();
     // Payload goes up or down through the file, with its neighbours in between.
     let mut all: Vec<(u64, &Block)> = layer.blocks.iter().map(|(&index, block)| (index, block)).collect();
-    if s.byte() & 1 == 1 && !layer.fixed {
+    let direction = s.byte();
+    if direction & 1 == 1 && !layer.fixed {
         all.reverse();
     }
     for (index, block) in all {
@@ -213,6 +216,14 @@ fn forge(s: &mut Source<'_>, n: usize, layer: &Layer) -> Image {
             disk.bytes.push((bitmap + index % ratio * per_block, vec![mask; per_block as usize]));
             disk.bat.insert(index / ratio * (ratio + 1) + ratio, present(bitmap));
         }
+    }
+    for chunk in 0..layer.size.div_ceil(layer.block * ratio) {
+        if layer.has_parent && direction & 6 != 6 && !bitmaps.contains_key(&chunk) {
+            disk.bat.insert(chunk * (ratio + 1) + ratio, present(at));
+            let _ = bitmaps.insert(chunk, at);
+            at += MIB;
+        }
+        layer.bitmaps &= bitmaps.contains_key(&chunk);
     }
     // Later runs lie over earlier ones in `Layer::unit`, and so they do here: `bytes` is put down in order.
     disk.len = at;
@@ -346,10 +357,11 @@ fn ask(tools: &Readers, files: &[Arc<MemoryStorage>], model: &Model, stretches: 
         compare("7-Zip", model, stretches, |at, len| all[at as usize..(at + len) as usize].to_vec());
         asked += 1;
     }
-    // It shows the parent where a child says that there is nothing.
+    // It shows the parent where a child says that there is nothing, and takes the file's first bytes for a bitmap that is not there.
     let nothing = |block: &Block| matches!(block.state, State::Zero | State::Unmapped | State::Undefined);
     let nothing = layers.iter().filter(|layer| layer.has_parent).any(|layer| layer.blocks.values().any(nothing));
-    if let Some(program) = tools.libvhdi.filter(|_| !(larger || nothing || zeros && layers[0].has_parent)) {
+    let bare = layers.iter().any(|layer| layer.has_parent && !layer.bitmaps);
+    if let Some(program) = tools.libvhdi.filter(|_| !(bare || larger || nothing || zeros && layers[0].has_parent)) {
         let (all, found) = readers::libvhdi(program, &paths, stretches);
         assert_eq!(found, size, "libvhdi finds a disk of another size");
         compare("libvhdi", model, stretches, |at, len| {
@@ -385,7 +397,7 @@ pub fn compare_all(input: &[u8]) -> u64 {
         let next = layer(&mut s, n + 1 < count, layers.last());
         layers.push(next);
     }
-    let files: Vec<Arc<MemoryStorage>> = (0..count).map(|n| forge(&mut s, n, &layers[n]).storage()).collect();
+    let files: Vec<Arc<MemoryStorage>> = (0..count).map(|n| forge(&mut s, n, &mut layers[n]).storage()).collect();
     let stretches = stretches(&layers);
     let mut model = Model { layers, written: Vec::new() };
     let zeros = how & 0x10 != 0 && bounded("writing", 64 * MIB, || session(&mut s, &files, &mut model));
