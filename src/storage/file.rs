@@ -140,7 +140,7 @@ impl FileStorage {
             return Err(open_error(io::Error::new(io::ErrorKind::InvalidInput, "it is open for appending, which overrides every offset")));
         }
         lock(&file, access).map_err(|e| StorageError::new(Operation::Lock, 0, e))?;
-        let id = object_id(&metadata);
+        let id = object_id(&file, &metadata).map_err(open_error)?;
         Ok(Self { file, access, ended: AtomicBool::new(false), block_device, id })
     }
 
@@ -155,7 +155,7 @@ impl FileStorage {
         let metadata = file.metadata().map_err(open_error)?;
         let block_device = check_type(&metadata).map_err(open_error)?;
         settle_flags(&file, Access::Read);
-        let id = object_id(&metadata);
+        let id = object_id(&file, &metadata).map_err(open_error)?;
         Ok(Self { file, access: Access::Read, ended: AtomicBool::new(false), block_device, id })
     }
 
@@ -166,9 +166,23 @@ impl FileStorage {
         Ok(storage)
     }
 
-    /// The id that a storage on the file with this metadata has.
-    pub(crate) fn id_of(metadata: &Metadata) -> StorageId {
-        object_id(metadata)
+    /// The id that a storage on this file has.
+    pub(crate) fn id_of(file: &File, metadata: &Metadata) -> io::Result<StorageId> {
+        object_id(file, metadata)
+    }
+
+    /// The id that a storage on the file of this name has. The file is not locked, and nobody is kept from it.
+    #[cfg(feature = "store")]
+    pub(crate) fn id_at(path: &Path) -> io::Result<StorageId> {
+        #[cfg(unix)]
+        {
+            std::fs::metadata(path).map(|metadata| identity(&metadata))
+        }
+        #[cfg(not(unix))]
+        {
+            let file = File::open(path)?;
+            object_id(&file, &file.metadata()?)
+        }
     }
 
     /// The open file.
@@ -397,18 +411,32 @@ fn has_a_name(_metadata: &Metadata) -> bool {
 }
 
 #[cfg(unix)]
-fn object_id(metadata: &Metadata) -> StorageId {
+fn identity(metadata: &Metadata) -> StorageId {
     use std::os::unix::fs::MetadataExt;
     StorageId { device: metadata.dev(), object: metadata.ino() }
 }
 
-/// A number of its own for every open file: std has no stable way to ask for the real one.
-#[cfg(not(unix))]
-fn object_id(_metadata: &Metadata) -> StorageId {
+#[cfg(unix)]
+#[expect(clippy::unnecessary_wraps, reason = "other systems ask the file and may fail")]
+fn object_id(_file: &File, metadata: &Metadata) -> io::Result<StorageId> {
+    Ok(identity(metadata))
+}
+
+/// Volume and file number, as NTFS and ReFS have them.
+#[cfg(windows)]
+fn object_id(file: &File, _metadata: &Metadata) -> io::Result<StorageId> {
+    let told = winapi_util::file::information(file)?;
+    Ok(StorageId { device: told.volume_serial_number(), object: told.file_index() })
+}
+
+/// A number of its own for every open file: std has no way to ask for the real one.
+#[cfg(not(any(unix, windows)))]
+#[expect(clippy::unnecessary_wraps, reason = "other systems ask the file and may fail")]
+fn object_id(_file: &File, _metadata: &Metadata) -> io::Result<StorageId> {
     use crate::sync::Ordering;
     use crate::sync::process::AtomicU64;
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    StorageId { device: u64::MAX - 1, object: NEXT.fetch_add(1, Ordering::Relaxed) }
+    Ok(StorageId { device: u64::MAX - 1, object: NEXT.fetch_add(1, Ordering::Relaxed) })
 }
 
 /// What the platform is asked, one name for each question.
