@@ -128,6 +128,23 @@ fn payload_in_the_log_leaves_old_or_new() {
     assert!(states > 1000, "only {states} states");
 }
 
+/// Handles that are dropped, and sessions that only move things about: all crashes of each, a share of those of their recoveries.
+#[test]
+fn dropped_handles_and_compactions_leave_old_or_new() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let plan = |run: &Run, script: &Script| {
+        let mut options = check::options_for(run, script.piece);
+        options.limits.share = Share { of: 2, nth: 0 };
+        Plan { options, deep_every: 64, deep_share: 16, only: check::everything }
+    };
+    let scripts = script::odd();
+    let began = Instant::now();
+    let (violation, states) = first_violation(&scripts, &plan, began + Duration::from_secs(3600));
+    println!("odd: {states} states of {} scripts, {:.0} s", scripts.len(), began.elapsed().as_secs_f64());
+    assert!(violation.is_none(), "{}", violation.unwrap_or_default());
+    assert!(states > 1000, "only {states} states");
+}
+
 /// They do ride: a flush of such a script is one durable write, and a page that changes is logged again.
 #[test]
 fn the_scripts_of_payload_in_the_log_ride() {
@@ -146,11 +163,13 @@ fn the_scripts_of_payload_in_the_log_ride() {
 }
 
 /// Every barrier of the engine but those of creation, which `a_creation_is_all_or_nothing` tries.
-const BARRIERS: [SyncSite; 15] = [
+const BARRIERS: [SyncSite; 17] = [
     SyncSite::HeaderWipe,
     SyncSite::Identity,
     SyncSite::Rewrite,
+    SyncSite::Inheritance,
     SyncSite::Payload,
+    SyncSite::FirstEntry,
     SyncSite::LogStart,
     SyncSite::Log,
     SyncSite::Home,
@@ -189,6 +208,7 @@ fn every_barrier_is_missed_when_it_does_nothing() {
     for site in BARRIERS {
         let scripts = match site {
             SyncSite::Home | SyncSite::LogTail => script::crowded(),
+            SyncSite::Inheritance => script::odd(),
             _ => campaign.short_scripts().to_vec(),
         };
         let start = Instant::now();
@@ -217,7 +237,7 @@ fn every_barrier_of_the_scripts_is_on_the_list() {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     let fixtures = Fixtures::new(7);
     let mut sites: BTreeSet<SyncSite> = BTreeSet::new();
-    for script in script::exhaustive().iter().step_by(7).chain(&script::crowded()) {
+    for script in script::exhaustive().iter().step_by(7).chain(&script::crowded()).chain(&script::odd()) {
         let (_, trace, _) = campaign::perform(fixtures.of(script.kind), script).expect("the script runs without a crash");
         sites.extend(trace.sites());
     }
@@ -280,7 +300,7 @@ fn a_dead_sector_of_the_log_keeps_nobody_out() {
     };
     let (run, trace, _) = campaign::perform(fixture, &script).expect("the script runs without a crash");
     let mut walk = CrashWalk::new(&trace, check::options_for(&run, script.piece));
-    let in_payload = |event: &Event| matches!(event, Event::SyncEnd { site: SyncSite::Payload, .. });
+    let in_payload = |event: &Event| matches!(event, Event::SyncEnd { site: SyncSite::FirstEntry, .. });
     walk.go_to(trace.events.iter().position(in_payload).expect("new blocks are synced before they are named"));
     let torn = (0..walk.pending().len()).filter(|&i| walk.pending()[i].class() == Class::Log).collect::<Vec<_>>();
     for &atom in &torn {

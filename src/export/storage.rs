@@ -70,7 +70,7 @@ impl<S: Storage> BlockDevice for StorageDevice<S> {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.storage.sync(SyncSite::Rewrite)
+        self.storage.sync(SyncSite::ExportFlush)
     }
 
     fn extents(&self, offset: u64, len: u64, visit: &mut dyn FnMut(DeviceExtent) -> ControlFlow<()>) -> io::Result<()> {

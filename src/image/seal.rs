@@ -102,7 +102,7 @@ fn publish(store: &Store, workspace: &Workspace, manifest: &Manifest, digests: &
     let work = workspace.disk();
     make_read_only(&work)?;
     let file = FileStorage::open_read(&work).map_err(StoreError::storage("open", &work))?;
-    file.sync(SyncSite::Create).map_err(StoreError::io("sync", &work))?;
+    file.sync(SyncSite::Seal).map_err(StoreError::io("sync", &work))?;
     drop(file);
     let dir = store.image_dir(&manifest.name);
     files::make_dir(&dir)?;

@@ -174,7 +174,7 @@ pub fn create_hidden<T, E: From<StorageError>>(
     let storage = volume.create_new(&temporary).map_err(failed)?;
     let mut unfinished = Unfinished { volume, name: Some(&temporary) };
     let value = fill(&storage)?;
-    super::sync(storage.as_ref(), SyncSite::Create)?;
+    super::sync(storage.as_ref(), SyncSite::CreateHidden)?;
     unfinished.name = None;
     drop(unfinished);
     Ok((storage, temporary, value))
