@@ -325,7 +325,8 @@ fn a_dead_sector_of_the_log_keeps_nobody_out() {
 /// What crashes of a creation leave under the name: nothing, or a disk without a flaw. Returns how many images held one.
 fn creations(options: &CrashOptions) -> Result<(u64, u64), String> {
     let world = SimWorld::new(7);
-    let fill = |file: &Arc<dyn Storage>| Disk::create_on(Arc::clone(file), &fixture::options(Kind::Dynamic)).map(drop);
+    let plan = fixture::options(Kind::Dynamic).durable(false);
+    let fill = |file: &Arc<dyn Storage>| Disk::create_on(Arc::clone(file), &plan).map(drop);
     create_atomically::<(), CreateError>(&world, LEAF, false, true, fill).expect("a disk is created");
     let (trace, done) = (world.trace(), world.cut());
     let mut walk = CrashWalk::new(&trace, options.clone());
@@ -356,6 +357,32 @@ fn creations(options: &CrashOptions) -> Result<(u64, u64), String> {
             return Ok((states, whole));
         }
     }
+}
+
+/// A disk that was made durably on a storage of the caller's is whole after every crash from then on. Returns the states.
+fn creations_on(options: CrashOptions) -> Result<u64, String> {
+    let world = SimWorld::new(7);
+    let file = world.create(LEAF);
+    drop(Disk::create_on(file, &fixture::options(Kind::Dynamic)).expect("a disk is created"));
+    let trace = world.trace();
+    let (mut walk, mut states, mut broken) = (CrashWalk::new(&trace, options), 0, None);
+    walk.go_to(trace.events.len());
+    walk.for_each_choice(&mut |choice, image| {
+        states += 1;
+        let file = image.boot(false).open(LEAF).expect("it was there before");
+        let opened = Disk::open_on(file, Vec::new(), &OpenOptions::new()).map_err(|e| e.to_string());
+        broken = opened.and_then(|disk| disk.check().map_err(|e| e.to_string())).err().map(|e| format!("{e}: {choice:?}"));
+        broken.is_none()
+    });
+    broken.map_or(Ok(states), Err)
+}
+
+#[test]
+fn a_creation_on_a_storage_lasts_when_it_returns() {
+    let harsh = CrashOptions { harsh: true, ..CrashOptions::default() };
+    assert_eq!(creations_on(harsh.clone()), Ok(1), "nothing is left in the air");
+    let blind = CrashOptions { no_op: [SyncSite::CreateOn].into(), ..harsh };
+    assert!(creations_on(blind).is_err(), "nothing goes wrong when the new disk is not synced");
 }
 
 #[test]

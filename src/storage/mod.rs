@@ -42,8 +42,6 @@ pub enum SyncSite {
     Create,
     /// A new disk on a storage of the caller's is whole, before it is handed back.
     CreateOn,
-    /// A new file is whole while it has its temporary name, which its maker is going to change later.
-    CreateHidden,
     /// An image is read-only and whole, before it is published.
     Seal,
     /// The wiped remains of a torn header, before another one is written over them.
