@@ -417,21 +417,31 @@ pub fn write_vectored_all<S: Storage + ?Sized>(storage: &S, bufs: &[IoSlice<'_>]
     Ok(())
 }
 
-/// Bytes of zeros written at a time where holes cannot be punched.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// The most zeros of one write.
+const ZEROS_AT_ONCE: usize = 64 << 10;
+static ZEROS: [u8; ZEROS_AT_ONCE] = [0; ZEROS_AT_ONCE];
+
+/// Zeros for a range, as pieces to be written one by one, each with its place.
+///
+/// They end at multiples of their size, wherever the range begins: a power cut between two writes must not leave a sector half zeroed,
+/// which a single write of the range would not have done.
+pub(crate) fn pieces_of_zeros(mut at: u64, len: u64) -> impl Iterator<Item = (u64, &'static [u8])> {
+    let end = at.saturating_add(len);
+    std::iter::from_fn(move || {
+        let to_border = ZEROS_AT_ONCE as u64 - at % ZEROS_AT_ONCE as u64;
+        let part = to_border.min(end - at);
+        let piece = (at, &ZEROS[..part as usize]);
+        at += part;
+        (part > 0).then_some(piece)
+    })
+}
 
 /// Makes a range read as zeros by writing zeros.
 ///
 /// # Errors
 /// The first failure.
 pub fn write_zeros<S: Storage + ?Sized>(storage: &S, at: u64, len: u64) -> Result<(), StorageError> {
-    let mut done = 0;
-    while done < len {
-        let part = (len - done).min(ZEROS.len() as u64);
-        write_all(storage, &ZEROS[..part as usize], at + done)?;
-        done += part;
-    }
-    Ok(())
+    pieces_of_zeros(at, len).try_for_each(|(at, zeros)| write_all(storage, zeros, at))
 }
 
 /// Makes a range read as zeros: by a hole where the storage has them, by writing otherwise.
