@@ -46,8 +46,11 @@ fn calls(line: &str) -> usize {
     CALLS.iter().map(|name| called(name)).sum()
 }
 
-/// What the source has: (file, function) to the number of calls, and the names of barriers with where they are used.
-fn found() -> (BTreeMap<(String, String), usize>, BTreeMap<String, Vec<String>>) {
+/// Calls by file and function.
+type Sites = BTreeMap<(String, String), usize>;
+
+/// What the source has: the calls, and the names of barriers with where they are used.
+fn found() -> (Sites, BTreeMap<String, Vec<String>>) {
     let (mut paths, mut sites, mut names) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
     sources(&root().join("src"), &mut paths);
     for path in paths {
