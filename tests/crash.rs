@@ -128,6 +128,23 @@ fn payload_in_the_log_leaves_old_or_new() {
     assert!(states > 1000, "only {states} states");
 }
 
+/// Handles that are dropped, and sessions that only move things about: all crashes of each, a share of those of their recoveries.
+#[test]
+fn dropped_handles_and_compactions_leave_old_or_new() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let plan = |run: &Run, script: &Script| {
+        let mut options = check::options_for(run, script.piece);
+        options.limits.share = Share { of: 2, nth: 0 };
+        Plan { options, deep_every: 64, deep_share: 16, only: check::everything }
+    };
+    let scripts = script::odd();
+    let began = Instant::now();
+    let (violation, states) = first_violation(&scripts, &plan, began + Duration::from_secs(3600));
+    println!("odd: {states} states of {} scripts, {:.0} s", scripts.len(), began.elapsed().as_secs_f64());
+    assert!(violation.is_none(), "{}", violation.unwrap_or_default());
+    assert!(states > 1000, "only {states} states");
+}
+
 /// They do ride: a flush of such a script is one durable write, and a page that changes is logged again.
 #[test]
 fn the_scripts_of_payload_in_the_log_ride() {
@@ -146,11 +163,13 @@ fn the_scripts_of_payload_in_the_log_ride() {
 }
 
 /// Every barrier of the engine but those of creation, which `a_creation_is_all_or_nothing` tries.
-const BARRIERS: [SyncSite; 15] = [
+const BARRIERS: [SyncSite; 17] = [
     SyncSite::HeaderWipe,
     SyncSite::Identity,
     SyncSite::Rewrite,
+    SyncSite::Inheritance,
     SyncSite::Payload,
+    SyncSite::FirstEntry,
     SyncSite::LogStart,
     SyncSite::Log,
     SyncSite::Home,
@@ -189,6 +208,7 @@ fn every_barrier_is_missed_when_it_does_nothing() {
     for site in BARRIERS {
         let scripts = match site {
             SyncSite::Home | SyncSite::LogTail => script::crowded(),
+            SyncSite::Inheritance => script::odd(),
             _ => campaign.short_scripts().to_vec(),
         };
         let start = Instant::now();
@@ -217,7 +237,7 @@ fn every_barrier_of_the_scripts_is_on_the_list() {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     let fixtures = Fixtures::new(7);
     let mut sites: BTreeSet<SyncSite> = BTreeSet::new();
-    for script in script::exhaustive().iter().step_by(7).chain(&script::crowded()) {
+    for script in script::exhaustive().iter().step_by(7).chain(&script::crowded()).chain(&script::odd()) {
         let (_, trace, _) = campaign::perform(fixtures.of(script.kind), script).expect("the script runs without a crash");
         sites.extend(trace.sites());
     }
@@ -280,7 +300,7 @@ fn a_dead_sector_of_the_log_keeps_nobody_out() {
     };
     let (run, trace, _) = campaign::perform(fixture, &script).expect("the script runs without a crash");
     let mut walk = CrashWalk::new(&trace, check::options_for(&run, script.piece));
-    let in_payload = |event: &Event| matches!(event, Event::SyncEnd { site: SyncSite::Payload, .. });
+    let in_payload = |event: &Event| matches!(event, Event::SyncEnd { site: SyncSite::FirstEntry, .. });
     walk.go_to(trace.events.iter().position(in_payload).expect("new blocks are synced before they are named"));
     let torn = (0..walk.pending().len()).filter(|&i| walk.pending()[i].class() == Class::Log).collect::<Vec<_>>();
     for &atom in &torn {
@@ -305,7 +325,8 @@ fn a_dead_sector_of_the_log_keeps_nobody_out() {
 /// What crashes of a creation leave under the name: nothing, or a disk without a flaw. Returns how many images held one.
 fn creations(options: &CrashOptions) -> Result<(u64, u64), String> {
     let world = SimWorld::new(7);
-    let fill = |file: &Arc<dyn Storage>| Disk::create_on(Arc::clone(file), &fixture::options(Kind::Dynamic)).map(drop);
+    let plan = fixture::options(Kind::Dynamic).durable(false);
+    let fill = |file: &Arc<dyn Storage>| Disk::create_on(Arc::clone(file), &plan).map(drop);
     create_atomically::<(), CreateError>(&world, LEAF, false, true, fill).expect("a disk is created");
     let (trace, done) = (world.trace(), world.cut());
     let mut walk = CrashWalk::new(&trace, options.clone());
@@ -336,6 +357,32 @@ fn creations(options: &CrashOptions) -> Result<(u64, u64), String> {
             return Ok((states, whole));
         }
     }
+}
+
+/// A disk that was made durably on a storage of the caller's is whole after every crash from then on. Returns the states.
+fn creations_on(options: CrashOptions) -> Result<u64, String> {
+    let world = SimWorld::new(7);
+    let file = world.create(LEAF);
+    drop(Disk::create_on(file, &fixture::options(Kind::Dynamic)).expect("a disk is created"));
+    let trace = world.trace();
+    let (mut walk, mut states, mut broken) = (CrashWalk::new(&trace, options), 0, None);
+    walk.go_to(trace.events.len());
+    walk.for_each_choice(&mut |choice, image| {
+        states += 1;
+        let file = image.boot(false).open(LEAF).expect("it was there before");
+        let opened = Disk::open_on(file, Vec::new(), &OpenOptions::new()).map_err(|e| e.to_string());
+        broken = opened.and_then(|disk| disk.check().map_err(|e| e.to_string())).err().map(|e| format!("{e}: {choice:?}"));
+        broken.is_none()
+    });
+    broken.map_or(Ok(states), Err)
+}
+
+#[test]
+fn a_creation_on_a_storage_lasts_when_it_returns() {
+    let harsh = CrashOptions { harsh: true, ..CrashOptions::default() };
+    assert_eq!(creations_on(harsh.clone()), Ok(1), "nothing is left in the air");
+    let blind = CrashOptions { no_op: [SyncSite::CreateOn].into(), ..harsh };
+    assert!(creations_on(blind).is_err(), "nothing goes wrong when the new disk is not synced");
 }
 
 #[test]

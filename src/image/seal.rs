@@ -131,7 +131,7 @@ fn harden(work: &Path) -> Result<(), StoreError> {
     }
     let open = if cfg!(unix) { FileStorage::open_read } else { FileStorage::open_write };
     let file = open(work).map_err(StoreError::storage("open", work))?;
-    file.sync(SyncSite::Create).map_err(StoreError::io("sync", work))?;
+    file.sync(SyncSite::Seal).map_err(StoreError::io("sync", work))?;
     drop(file);
     if cfg!(unix) { Ok(()) } else { make_read_only(work) }
 }

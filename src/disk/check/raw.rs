@@ -237,7 +237,8 @@ impl Inspector<'_> {
         match (self.slot(one), self.slot(two)) {
             (Slot::Whole(first), Slot::Whole(second)) => match choose_header(Ok(first), Ok(second)) {
                 Ok(chosen) => {
-                    let current = Current { header: chosen.header, slot: chosen.slot, spare: Spare::Good };
+                    let spare = Spare::found(&chosen.header, chosen.other.as_ref().ok());
+                    let current = Current { header: chosen.header, slot: chosen.slot, spare };
                     if let Ok(other) = chosen.other {
                         self.spare_differs(&current, &other);
                     }

@@ -102,6 +102,7 @@ impl Campaign {
         scripts.sort_by_key(|script| spread(&script.name, seed));
         scripts.extend(script::crowded());
         scripts.extend(script::riding());
+        scripts.extend(script::odd());
         Self { seed, scripts, short, random: RANDOM, threads: THREADS, from: 0 }
     }
 
