@@ -5,11 +5,14 @@
 //!
 //!     cargo bench --bench convert            DIFFDISK_BENCH_DIR=/dev/shm  DIFFDISK_BENCH_MIB=512  DIFFDISK_BENCH_ROUNDS=9
 
+#[path = "support/positioned.rs"]
+mod positioned;
+
 use diffdisk::storage::{FileStorage, Storage};
 use diffdisk::{Cancel, CompareOptions, Content, ConvertOptions, NoProgress, OpenOptions, compare, convert, is_zero};
+use positioned::Positioned;
 use std::fs::{File, OpenOptions as Open};
 use std::hint::black_box;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 

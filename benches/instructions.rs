@@ -4,13 +4,15 @@
 //! preparation matters. What a plain file costs in the same loop is subtracted as well. Without arguments it does nothing, so that
 //! `cargo bench` may call it.
 
+#[path = "support/positioned.rs"]
+mod positioned;
 #[path = "support/ground.rs"]
 mod support;
 
 use diffdisk::{CreateOptions, Disk, OpenOptions};
+use positioned::Positioned;
 use std::fs::File;
 use std::hint::black_box;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use support::{Buffer, PAGE};
 

@@ -6,7 +6,7 @@
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use diffdisk::{CreateOptions, Disk, OpenOptions};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -46,7 +46,10 @@ fn open(c: &mut Criterion) {
         open.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2)).sample_size(30);
         let mut page = [0; 4096];
         open.bench_function("plain file", |b| {
-            b.iter(|| File::open(&plain).expect("opened").read_exact_at(&mut page, plain_len / 2).expect("read"));
+            b.iter(|| {
+                let mut file = File::open(&plain).expect("opened");
+                file.seek(SeekFrom::Start(plain_len / 2)).and_then(|_| file.read_exact(&mut page)).expect("read");
+            });
         });
         open.bench_function("clone", |b| {
             b.iter(|| Disk::open(&child, &OpenOptions::new()).expect("opened").read_at(&mut page, size / 2).expect("read"));

@@ -29,10 +29,9 @@ mod support;
 use diffdisk::{CreateOptions, Disk, OpenOptions};
 use std::fs::File;
 use std::hint::black_box;
-use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use support::{Buffer, Lab, MAX_DEPTH, PAGE, Places};
+use support::{Buffer, Lab, MAX_DEPTH, PAGE, Places, Positioned};
 
 /// How long one half of a round takes.
 const ROUND: Duration = Duration::from_millis(10);
@@ -193,6 +192,7 @@ fn lines(lab: &Lab) -> Vec<Line<'_>> {
     let line = |name, subject, yardstick, bound| Line { name, subject, yardstick, bound };
     let (create_small, open_small) = create_and_open(1 << 30);
     let (create_large, open_large) = create_and_open(64 << 40);
+    #[cfg_attr(not(target_os = "linux"), expect(unused_mut, reason = "the guards of Linux add lines"))]
     let mut lines = vec![
         line("read 4 KiB, full block", chain(0), raw_read(raw, PAGE), 1.30), // 1.08
         line("read 4 KiB, own sectors of a child", disk_read(lab.warm("read", false), PAGE), raw_read(raw, PAGE), 1.30), // 1.09

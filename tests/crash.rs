@@ -36,7 +36,7 @@ fn every_crash_leaves_old_or_new() {
     let campaign = Campaign::new(knob("DIFFDISK_CRASH_SEED").unwrap_or(7));
     let began = Instant::now();
     let (round, wanted) = (campaign.round(), floor.unwrap_or(20_000));
-    let outcome = campaign.run(&|attempt, states| match seconds.map(Duration::from_secs) {
+    let outcome = campaign.run(&|attempt, states, _| match seconds.map(Duration::from_secs) {
         None => attempt < round,
         // A busy machine gets three times the box before the run counts as too small.
         Some(time) => began.elapsed() < time || (began.elapsed() < 3 * time && (states < wanted || attempt < round)),
@@ -61,8 +61,8 @@ fn every_crash_leaves_old_or_new() {
 
 /// The deep stage: all words of length 3. `DIFFDISK_CRASH_LENGTH=3` turns it on; `DIFFDISK_CRASH_PART=k/n` runs one of n equal parts
 /// (counted from 1), `DIFFDISK_CRASH_ROUNDS` says how many of the 256 shares of each word's crashes are tried (1),
-/// `DIFFDISK_CRASH_THREADS` on how many threads (1), and `DIFFDISK_CRASH_SECONDS` when to stop early. What was done is printed as it
-/// goes, so that a run that is stopped has a result too.
+/// `DIFFDISK_CRASH_THREADS` on how many threads (1), `DIFFDISK_CRASH_SECONDS` when to stop early, and `DIFFDISK_CRASH_FROM` with which
+/// attempt to go on after that. What was done is printed every minute, so that a run that is killed has a result too.
 #[test]
 fn every_crash_of_three_acts_leaves_old_or_new() {
     if knob("DIFFDISK_CRASH_LENGTH") != Some(3) {
@@ -75,31 +75,37 @@ fn every_crash_of_three_acts_leaves_old_or_new() {
     let (k, n) = part.filter(|&(k, n)| (1..=n).contains(&k)).unwrap_or_else(|| panic!("DIFFDISK_CRASH_PART={text} is not like 2/8"));
     let rounds = knob("DIFFDISK_CRASH_ROUNDS").unwrap_or(1) as usize;
     let threads = knob("DIFFDISK_CRASH_THREADS").unwrap_or(1);
-    let campaign = Campaign::length_three(knob("DIFFDISK_CRASH_SEED").unwrap_or(7), k - 1, n, threads);
+    let mut campaign = Campaign::length_three(knob("DIFFDISK_CRASH_SEED").unwrap_or(7), k - 1, n, threads);
+    campaign.from = knob("DIFFDISK_CRASH_FROM").unwrap_or(0) as usize;
     let (began, seconds) = (Instant::now(), knob("DIFFDISK_CRASH_SECONDS").map(Duration::from_secs));
-    let (told, wanted) = (Mutex::new(Instant::now()), campaign.round() * rounds);
-    let line = |attempts: usize, states: u64| {
-        let seconds = began.elapsed().as_secs_f64();
+    let (told, wanted, from) = (Mutex::new(Instant::now()), campaign.round() * rounds, campaign.from);
+    let line = |done: usize, states: u64, violations: usize| {
         format!(
-            "crash, length 3, part {k}/{n}, seed {}: {attempts} of {wanted} attempts, {states} distinct states, {seconds:.0} s",
-            campaign.seed
+            "crash, length 3, part {k}/{n}, seed {}: {done} attempts from {from} on, of {wanted} ({:.3} % of them, {:.1} shares of each word), \
+             {states} distinct states, {violations} violations, {:.0} s",
+            campaign.seed,
+            100.0 * done as f64 / wanted as f64,
+            done as f64 / campaign.round() as f64,
+            began.elapsed().as_secs_f64()
         )
     };
-    let outcome = campaign.run(&|attempt, states| {
+    let outcome = campaign.run(&|attempt, states, violations| {
         let mut told = told.lock().unwrap();
         if told.elapsed() > Duration::from_secs(60) {
             *told = Instant::now();
-            println!("{}", line(attempt, states));
+            println!("{}", line(attempt - from, states, violations));
         }
         attempt < wanted && seconds.is_none_or(|time| began.elapsed() < time)
     });
     println!(
-        "{}, {} violations ({} of a second crash, {} unreadable pieces reported)",
-        line(outcome.attempts, outcome.tally.states),
-        outcome.violations.len(),
+        "{} ({} of a second crash, {} unreadable pieces reported)",
+        line(outcome.attempts, outcome.tally.states, outcome.violations.len()),
         outcome.tally.second,
         outcome.tally.refused
     );
+    if from + outcome.attempts < wanted {
+        println!("crash, length 3: stopped early; goes on with DIFFDISK_CRASH_FROM={}", from + outcome.attempts);
+    }
     assert!(outcome.violations.is_empty(), "{}", outcome.violations.join("\n\n"));
     assert!(outcome.attempts > 0 && outcome.tally.states as usize >= outcome.attempts.min(100), "a stage that tried nothing");
 }
@@ -122,6 +128,23 @@ fn payload_in_the_log_leaves_old_or_new() {
     assert!(states > 1000, "only {states} states");
 }
 
+/// Handles that are dropped, and sessions that only move things about: all crashes of each, a share of those of their recoveries.
+#[test]
+fn dropped_handles_and_compactions_leave_old_or_new() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let plan = |run: &Run, script: &Script| {
+        let mut options = check::options_for(run, script.piece);
+        options.limits.share = Share { of: 2, nth: 0 };
+        Plan { options, deep_every: 64, deep_share: 16, only: check::everything }
+    };
+    let scripts = script::odd();
+    let began = Instant::now();
+    let (violation, states) = first_violation(&scripts, &plan, began + Duration::from_secs(3600));
+    println!("odd: {states} states of {} scripts, {:.0} s", scripts.len(), began.elapsed().as_secs_f64());
+    assert!(violation.is_none(), "{}", violation.unwrap_or_default());
+    assert!(states > 1000, "only {states} states");
+}
+
 /// They do ride: a flush of such a script is one durable write, and a page that changes is logged again.
 #[test]
 fn the_scripts_of_payload_in_the_log_ride() {
@@ -140,11 +163,13 @@ fn the_scripts_of_payload_in_the_log_ride() {
 }
 
 /// Every barrier of the engine but those of creation, which `a_creation_is_all_or_nothing` tries.
-const BARRIERS: [SyncSite; 15] = [
+const BARRIERS: [SyncSite; 17] = [
     SyncSite::HeaderWipe,
     SyncSite::Identity,
     SyncSite::Rewrite,
+    SyncSite::Inheritance,
     SyncSite::Payload,
+    SyncSite::FirstEntry,
     SyncSite::LogStart,
     SyncSite::Log,
     SyncSite::Home,
@@ -183,6 +208,7 @@ fn every_barrier_is_missed_when_it_does_nothing() {
     for site in BARRIERS {
         let scripts = match site {
             SyncSite::Home | SyncSite::LogTail => script::crowded(),
+            SyncSite::Inheritance => script::odd(),
             _ => campaign.short_scripts().to_vec(),
         };
         let start = Instant::now();
@@ -211,7 +237,7 @@ fn every_barrier_of_the_scripts_is_on_the_list() {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     let fixtures = Fixtures::new(7);
     let mut sites: BTreeSet<SyncSite> = BTreeSet::new();
-    for script in script::exhaustive().iter().step_by(7).chain(&script::crowded()) {
+    for script in script::exhaustive().iter().step_by(7).chain(&script::crowded()).chain(&script::odd()) {
         let (_, trace, _) = campaign::perform(fixtures.of(script.kind), script).expect("the script runs without a crash");
         sites.extend(trace.sites());
     }
@@ -274,7 +300,7 @@ fn a_dead_sector_of_the_log_keeps_nobody_out() {
     };
     let (run, trace, _) = campaign::perform(fixture, &script).expect("the script runs without a crash");
     let mut walk = CrashWalk::new(&trace, check::options_for(&run, script.piece));
-    let in_payload = |event: &Event| matches!(event, Event::SyncEnd { site: SyncSite::Payload, .. });
+    let in_payload = |event: &Event| matches!(event, Event::SyncEnd { site: SyncSite::FirstEntry, .. });
     walk.go_to(trace.events.iter().position(in_payload).expect("new blocks are synced before they are named"));
     let torn = (0..walk.pending().len()).filter(|&i| walk.pending()[i].class() == Class::Log).collect::<Vec<_>>();
     for &atom in &torn {
@@ -299,7 +325,8 @@ fn a_dead_sector_of_the_log_keeps_nobody_out() {
 /// What crashes of a creation leave under the name: nothing, or a disk without a flaw. Returns how many images held one.
 fn creations(options: &CrashOptions) -> Result<(u64, u64), String> {
     let world = SimWorld::new(7);
-    let fill = |file: &Arc<dyn Storage>| Disk::create_on(Arc::clone(file), &fixture::options(Kind::Dynamic)).map(drop);
+    let plan = fixture::options(Kind::Dynamic).durable(false);
+    let fill = |file: &Arc<dyn Storage>| Disk::create_on(Arc::clone(file), &plan).map(drop);
     create_atomically::<(), CreateError>(&world, LEAF, false, true, fill).expect("a disk is created");
     let (trace, done) = (world.trace(), world.cut());
     let mut walk = CrashWalk::new(&trace, options.clone());
@@ -330,6 +357,32 @@ fn creations(options: &CrashOptions) -> Result<(u64, u64), String> {
             return Ok((states, whole));
         }
     }
+}
+
+/// A disk that was made durably on a storage of the caller's is whole after every crash from then on. Returns the states.
+fn creations_on(options: CrashOptions) -> Result<u64, String> {
+    let world = SimWorld::new(7);
+    let file = world.create(LEAF);
+    drop(Disk::create_on(file, &fixture::options(Kind::Dynamic)).expect("a disk is created"));
+    let trace = world.trace();
+    let (mut walk, mut states, mut broken) = (CrashWalk::new(&trace, options), 0, None);
+    walk.go_to(trace.events.len());
+    walk.for_each_choice(&mut |choice, image| {
+        states += 1;
+        let file = image.boot(false).open(LEAF).expect("it was there before");
+        let opened = Disk::open_on(file, Vec::new(), &OpenOptions::new()).map_err(|e| e.to_string());
+        broken = opened.and_then(|disk| disk.check().map_err(|e| e.to_string())).err().map(|e| format!("{e}: {choice:?}"));
+        broken.is_none()
+    });
+    broken.map_or(Ok(states), Err)
+}
+
+#[test]
+fn a_creation_on_a_storage_lasts_when_it_returns() {
+    let harsh = CrashOptions { harsh: true, ..CrashOptions::default() };
+    assert_eq!(creations_on(harsh.clone()), Ok(1), "nothing is left in the air");
+    let blind = CrashOptions { no_op: [SyncSite::CreateOn].into(), ..harsh };
+    assert!(creations_on(blind).is_err(), "nothing goes wrong when the new disk is not synced");
 }
 
 #[test]

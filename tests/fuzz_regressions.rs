@@ -58,11 +58,15 @@ fn change(seed: &[u8], state: &mut u64) -> Vec<u8> {
 }
 
 fn replay(target: &str, body: &dyn Fn(&[u8]), seeds: &[(String, Vec<u8>)]) {
+    replay_for(target, body, seeds, TIME);
+}
+
+fn replay_for(target: &str, body: &dyn Fn(&[u8]), seeds: &[(String, Vec<u8>)], time: Duration) {
     let finds = finds(target);
     for (name, input) in finds.iter().chain(seeds) {
         run(target, name, body, input);
     }
-    let (until, mut state, mut changed) = (Instant::now() + TIME, 0xD15C, 0);
+    let (until, mut state, mut changed) = (Instant::now() + time, 0xD15C, 0);
     for (name, seed) in seeds.iter().cycle().take(CHANGED) {
         if Instant::now() > until {
             break;
@@ -103,6 +107,18 @@ fn ops() {
 #[test]
 fn chain() {
     replay_target("chain");
+}
+
+/// Some tens of inputs a second, because they start processes: less time than the others.
+#[test]
+fn diff() {
+    use std::cell::Cell;
+    let asked = Cell::new(0);
+    let body = |input: &[u8]| asked.set(asked.get() + fuzz::diff::compare_all(input));
+    replay_for("diff", &body, &fuzz::seeds::diff(), Duration::from_secs(3));
+    let names = fuzz::readers::readers().names();
+    loud::loud(&format!("fuzz regressions: diff: {} times a foreign reader said the same; {names}", asked.get()));
+    assert!(names.starts_with("skipped") || asked.get() > 0);
 }
 
 /// Frames come from noise: the body makes sense of any bytes.

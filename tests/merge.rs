@@ -10,6 +10,8 @@ mod crash;
 mod faults;
 #[path = "merge/files.rs"]
 mod files;
+#[path = "merge/killed.rs"]
+mod killed;
 #[path = "merge/live.rs"]
 mod live;
 #[path = "merge/model.rs"]

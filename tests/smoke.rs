@@ -1,6 +1,7 @@
 //! The shortest way through the engine: create, write, clone, diverge, flush, close, reopen, compare.
 
 use diffdisk::{CreateOptions, Disk, ErrorKind, ExtentKind, OpenOptions};
+use std::io::{Seek, Write};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -79,8 +80,9 @@ fn a_host_may_write_by_itself() -> Result {
     let token = disk.begin_write(512, 1024)?;
     let extents = token.extents();
     assert_eq!(extents.len(), 1);
-    let file = std::fs::OpenOptions::new().write(true).open(&clone)?;
-    std::os::unix::fs::FileExt::write_all_at(&file, &[9; 1024], extents[0].file_offset)?;
+    let mut file = std::fs::OpenOptions::new().write(true).open(&clone)?;
+    file.seek(std::io::SeekFrom::Start(extents[0].file_offset))?;
+    file.write_all(&[9; 1024])?;
     assert_eq!(read(&disk, 512, 1)?, [7], "not visible before it is complete");
     token.complete()?;
     assert_eq!(read(&disk, 0, 4096)?, [[7; 512].as_slice(), &[9; 1024], &[7; 2560]].concat());
@@ -103,7 +105,10 @@ fn huge_disks_cost_what_small_ones_cost() -> Result {
     disk.flush()?;
     assert_eq!(read(&disk, last, 4096)?, [2; 4096]);
     let sizes = disk.info()?.sizes;
-    assert!(sizes.allocated < 256 << 10, "{sizes:?}");
+    if cfg!(unix) {
+        // On NTFS a sparse file could not be attached by Windows, so its tables take their space.
+        assert!(sizes.allocated < 256 << 10, "{sizes:?}");
+    }
     assert_eq!(sizes.diverged, 8192);
     disk.close()?;
     let disk = Disk::open(&clone, &OpenOptions::new())?;

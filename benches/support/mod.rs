@@ -6,13 +6,14 @@
 //! system where there is one, so that what is measured is the engine's own work and not a device.
 
 mod ground;
+mod positioned;
 
 pub use ground::{Buffer, PAGE};
+pub use positioned::Positioned;
 
 use diffdisk::{CreateOptions, Disk, OpenOptions};
 use ground::scratch_dir;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use tempfile::TempDir;
 

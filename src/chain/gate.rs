@@ -95,8 +95,22 @@ impl Allowed {
     }
 
     fn rest<'p>(&self, target: &'p Path) -> Option<&'p Path> {
-        target.strip_prefix(&self.real).or_else(|_| target.strip_prefix(&self.spelled)).ok()
+        let found = target.strip_prefix(&self.real).or_else(|_| target.strip_prefix(&self.spelled)).ok();
+        // Windows' canonical paths are verbatim, and what locators and people write is not.
+        #[cfg(windows)]
+        let found = found.or_else(|| target.strip_prefix(plain(&self.real)?).ok());
+        found
     }
+}
+
+/// The same path without the prefix that makes it verbatim; `None` where it has none, or where only that form names the place.
+#[cfg(windows)]
+fn plain(path: &Path) -> Option<PathBuf> {
+    use std::path::{Component, Prefix};
+    let mut components = path.components();
+    let Some(Component::Prefix(prefix)) = components.next() else { return None };
+    let Prefix::VerbatimDisk(drive) = prefix.kind() else { return None };
+    Some(PathBuf::from(format!("{}:\\", char::from(drive))).join(components.as_path()))
 }
 
 /// One place where a parent may be.
@@ -175,7 +189,7 @@ impl Gate {
 
     /// Opens a candidate for reading, with the shared lock, and says where it was found (a path without links, whose directory is
     /// the next `child_dir`).
-    #[cfg(test)]
+    #[cfg(all(test, unix))]
     pub(crate) fn open(&self, candidate: &Candidate) -> Result<(FileStorage, PathBuf), GateError> {
         self.open_in_chain(candidate, &[])
     }
@@ -201,7 +215,7 @@ impl Gate {
         if !metadata.is_file() {
             return Err(not_regular(candidate));
         }
-        let id = FileStorage::id_of(&metadata);
+        let id = FileStorage::id_of(&file, &metadata).map_err(|e| failed(StorageError::new(Operation::Open, 0, e)))?;
         if let Some(at) = layers.iter().position(|&layer| layer == id) {
             return Err(GateError::Cycle { at });
         }
@@ -294,6 +308,24 @@ impl ChainError {
                 Self::ParentMissing { tried: refusals.iter().filter_map(tried).collect(), hint: hint.clone() }
             }
         }
+    }
+}
+
+#[cfg(all(test, windows))]
+mod windows_tests {
+    use super::*;
+
+    #[test]
+    fn a_path_as_locators_have_it_lies_in_the_canonical_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = std::fs::canonicalize(dir.path()).unwrap();
+        let allowed = Allowed::open(&real).unwrap();
+        let written = plain(&real).expect("canonical paths are verbatim");
+        for target in [&real, &written] {
+            assert_eq!(allowed.rest(&target.join("base.vhdx")), Some(Path::new("base.vhdx")), "{target:?}");
+        }
+        assert_eq!(allowed.rest(written.parent().unwrap()), None);
+        assert_eq!(plain(Path::new(r"\\?\Volume{2dc27766-f623-4200-9d64-115e9bfd4a08}\x")), None);
     }
 }
 

@@ -208,7 +208,7 @@ pub(super) fn locator_on(identity: DataWriteGuid) -> ParentLocator {
 
 fn finish(storage: &Arc<dyn Storage>, options: &CreateOptions) -> Result<(), CreateError> {
     if options.durable {
-        storage::sync(&**storage, storage::SyncSite::Create)?;
+        storage::sync(&**storage, storage::SyncSite::CreateOn)?;
     }
     Ok(())
 }

@@ -250,6 +250,7 @@ pub(super) fn next_leaf_in(
     let identity = begin(old)?;
     let plan = blueprint(&options_after(old), Some((old, locator(identity)?)))?;
     let lay_down = |file: &Arc<dyn Storage>| plan.lay_down(&**file).map_err(CreateError::from);
+    // Synced with its identity in `stand_on`, before it gets a name.
     let (file, hidden, ()) = storage::create_hidden(&*volume, place.leaf, lay_down)?;
     // From here on `Names` removes the hidden file if nothing comes of it.
     let (leaf, frozen) = (place.leaf.to_owned(), place.frozen.to_owned());

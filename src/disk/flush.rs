@@ -73,7 +73,7 @@ impl Writer {
     /// something does so too.
     fn harden_inheritance(&self, commit: &mut Commit) -> Result<(), DiskError> {
         if commit.inherits {
-            let _ = commit.log.sync(&*self.layer.file, &mut commit.headers, SyncSite::Rewrite).map_err(|e| self.latch(e.into()))?;
+            let _ = commit.log.sync(&*self.layer.file, &mut commit.headers, SyncSite::Inheritance).map_err(|e| self.latch(e.into()))?;
             commit.inherits = false;
         }
         Ok(())
@@ -225,7 +225,7 @@ impl Writer {
             commit.log.accept(durable);
         } else {
             let (guid, entry) = commit.log.write_unnamed(file, frozen, lengths).inspect_err(|_| self.mark_payload())?;
-            let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::Payload)?;
+            let barrier = commit.log.sync(file, &mut commit.headers, SyncSite::FirstEntry)?;
             commit.durable_len = file_end;
             commit.log.name(file, &mut commit.headers, guid, entry.settle(&barrier))?;
         }

@@ -130,12 +130,12 @@ impl Writer {
         let pages = self.item_pages(&commit.log, changes)?;
         let Commit { headers, log, durable_len, .. } = &mut *commit;
         fits(log, pages.len())?;
-        headers.change(file, SyncSite::Identity, |header| header.file_write = FileWriteGuid::random())?;
+        headers.change(file, SyncSite::ItemsIdentity, |header| header.file_write = FileWriteGuid::random())?;
         headers.mirror(file)?;
         let lengths = Lengths { flushed: *durable_len, last: self.layer.file_len.next_multiple_of(MIB) };
         let frozen = log.freeze(pages);
         let (guid, entry) = log.write_unnamed(file, frozen, lengths)?;
-        let barrier = log.sync(file, headers, SyncSite::Payload)?;
+        let barrier = log.sync(file, headers, SyncSite::ItemsEntry)?;
         log.name(file, headers, guid, entry.settle(&barrier))?;
         log.stop(file, headers, None)?;
         Ok(())

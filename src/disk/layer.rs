@@ -104,7 +104,7 @@ impl Layer {
         let file_len = storage::len(&*file)?;
         let (creator, current) = read_header_section(&*file, file_len)?;
         current.header.check_fields(current.slot, file_len)?;
-        let spare = if current.other.is_ok() { Spare::Good } else { Spare::Bad };
+        let spare = Spare::found(&current.header, current.other.as_ref().ok());
         let headers = HeaderPair::new(current.header, current.slot, spare);
         let log_was_dirty = !headers.current().log.get().is_zero();
         let overlay = if log_was_dirty { Some(Unreplayed::find(&file, file_len, &headers)?.into_memory()) } else { None };

@@ -23,8 +23,6 @@ pub(crate) enum Clear {
     Pin,
 }
 
-/// Bytes of zeros written at a time into sectors that a child does not hold yet.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// From this length on, zeroing present sectors punches a hole.
 const PUNCH_FROM: u64 = 64 << 10;
 
@@ -112,26 +110,14 @@ impl Writer {
                 PayloadState::NotPresent | PayloadState::PartiallyPresent(_) => {}
             }
         }
-        let mut done = 0;
-        while done < u64::from(span.len) {
-            let part = (u64::from(span.len) - done).min(ZEROS.len() as u64);
-            self.write(backing, &ZEROS[..part as usize], VirtualOffset::new(at + done))?;
-            done += part;
-        }
-        Ok(())
+        storage::pieces_of_zeros(at, u64::from(span.len)).try_for_each(|(at, zeros)| self.write(backing, zeros, VirtualOffset::new(at)))
     }
 
     fn zero_in_place(&self, home: BlockHome, within: u64, len: u64) -> Result<(), DiskError> {
         let at = home.start().get() + within;
         let file = &*self.layer.file;
         if self.riders.as_ref().is_some_and(|riders| riders.may_hold(at, len as usize)) {
-            let mut done = 0;
-            while done < len {
-                let part = (len - done).min(ZEROS.len() as u64);
-                self.land(&ZEROS[..part as usize], at + done)?;
-                done += part;
-            }
-            return Ok(());
+            return storage::pieces_of_zeros(at, len).try_for_each(|(at, zeros)| self.land(zeros, at));
         }
         let result = if len >= PUNCH_FROM { storage::punch_or_zero(file, at, len) } else { storage::write_zeros(file, at, len) };
         self.mark_payload();

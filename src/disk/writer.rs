@@ -263,10 +263,7 @@ impl Writer {
             return Ok(());
         }
         let file = &*self.layer.file;
-        let Commit { headers, log, .. } = &mut *commit;
-        if headers.mirror_in_flight() {
-            let _ = log.sync(file, headers, SyncSite::Identity)?;
-        }
+        let headers = &mut commit.headers;
         headers.change(file, SyncSite::Identity, |header| {
             header.file_write = FileWriteGuid::random();
             if wanted == Session::Content {

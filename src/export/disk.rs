@@ -1,14 +1,13 @@
 //! A [`Disk`], leaf and chain, as others see it.
 
 use super::device::{BlockDevice, DEPTH_NONE, DeviceExtent, ExtentClass};
+use crate::storage;
 use crate::{Disk, DiskError, ErrorKind, Extent, ExtentKind, LiveDisk};
 use std::io;
 use std::ops::ControlFlow;
 
 /// From this many blocks on, zeroing is fast whatever has to be written at both ends.
 const MANY_BLOCKS: u64 = 4;
-/// Bytes of zeros written at a time where zeros must take space.
-const ZEROS: usize = 1 << 20;
 
 /// The coarse kind survives: protocols tell "no space" and "not allowed" from "broken".
 fn plain(error: DiskError) -> io::Error {
@@ -33,15 +32,8 @@ fn shown(extent: Extent) -> DeviceExtent {
     DeviceExtent { offset: extent.offset, len: extent.len, class, depth }
 }
 
-fn write_zeros_as_data(len: u64, mut write: impl FnMut(&[u8], u64) -> Result<(), DiskError>) -> io::Result<()> {
-    let zeros = vec![0; ZEROS.min(usize::try_from(len).unwrap_or(ZEROS))];
-    let mut done = 0;
-    while done < len {
-        let part = (len - done).min(zeros.len() as u64);
-        write(&zeros[..part as usize], done).map_err(plain)?;
-        done += part;
-    }
-    Ok(())
+fn write_zeros_as_data(offset: u64, len: u64, mut write: impl FnMut(&[u8], u64) -> Result<(), DiskError>) -> io::Result<()> {
+    storage::pieces_of_zeros(offset, len).try_for_each(|(at, zeros)| write(zeros, at)).map_err(plain)
 }
 
 /// Whether only whole blocks are zeroed, or so many that the ends do not count.
@@ -84,7 +76,7 @@ impl BlockDevice for Disk {
 
     fn write_zeroes(&self, offset: u64, len: u64, keep_space: bool) -> io::Result<()> {
         if keep_space {
-            return write_zeros_as_data(len, |zeros, done| Disk::write_at(self, zeros, offset + done));
+            return write_zeros_as_data(offset, len, |zeros, at| Disk::write_at(self, zeros, at));
         }
         Disk::write_zeroes(self, offset, len).map_err(plain)
     }
@@ -126,7 +118,7 @@ impl BlockDevice for LiveDisk {
 
     fn write_zeroes(&self, offset: u64, len: u64, keep_space: bool) -> io::Result<()> {
         if keep_space {
-            return write_zeros_as_data(len, |zeros, done| LiveDisk::write_at(self, zeros, offset + done));
+            return write_zeros_as_data(offset, len, |zeros, at| LiveDisk::write_at(self, zeros, at));
         }
         LiveDisk::write_zeroes(self, offset, len).map_err(plain)
     }

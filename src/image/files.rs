@@ -103,9 +103,8 @@ fn busy(path: &Path) -> StoreError {
 
 /// Whether the path still leads to the file that was locked.
 fn is_still(path: &Path, file: &FileStorage) -> Result<bool, StoreError> {
-    match std::fs::metadata(path) {
-        Ok(metadata) if cfg!(unix) => Ok(FileStorage::id_of(&metadata) == file.id()),
-        Ok(_) => Ok(true),
+    match FileStorage::id_at(path) {
+        Ok(id) => Ok(id == file.id()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(StoreError::io("look at", path)(e)),
     }

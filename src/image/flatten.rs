@@ -111,8 +111,7 @@ impl CloneDisk {
         if !self.may_flatten(&record)? {
             return Ok(Hydrated { is_cut: true, ..Hydrated::default() });
         }
-        let metadata = std::fs::metadata(&self.path).map_err(StoreError::io("look at", &self.path))?;
-        if disk.leaf.original.id() != FileStorage::id_of(&metadata) {
+        if disk.leaf.original.id() != FileStorage::id_at(&self.path).map_err(StoreError::io("look at", &self.path))? {
             let what = format!("flattening {}", self.path.display());
             return Err(StoreError::Invalid { what, rule: "the open disk is another file".to_owned() });
         }

@@ -331,7 +331,7 @@ fn note_dropping(held: &mut Held, record: &mut Record, name: &str) -> Result<(),
 }
 
 fn id_at(path: &Path) -> Result<StorageId, StoreError> {
-    std::fs::metadata(path).map(|metadata| FileStorage::id_of(&metadata)).map_err(StoreError::io("look at", path))
+    FileStorage::id_at(path).map_err(StoreError::io("look at", path))
 }
 
 /// What a clone's file stands on, also while somebody is writing to it: that does not change then.

@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn patterns_are_filled_in() {
         let values = Placeholders { image: "app", now: "2026-03-01T12:00:00Z".parse().unwrap() };
-        let path = |pattern: &str| expand(Path::new(pattern), &values, 4).map(|path| path.to_str().unwrap().to_owned());
+        let path = |pattern: &str| expand(Path::new(pattern), &values, 4).map(|path| path.to_str().unwrap().replace('\\', "/"));
         assert_eq!(path("c/{image}-{date}-{n}").unwrap(), "c/app-2026-03-01-4.vhdx");
         assert_eq!(path("a.v2").unwrap(), "a.v2.vhdx");
         assert_eq!(path("a.VHDX").unwrap(), "a.VHDX");

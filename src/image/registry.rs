@@ -128,7 +128,7 @@ impl Stamp {
     fn of(path: &Path, metadata: &Metadata) -> Self {
         let modified = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
         Self {
-            object: FileStorage::id_of(metadata).object,
+            object: object(metadata),
             len: metadata.len(),
             allocated: allocated(path, metadata),
             modified: u64::try_from(modified.as_nanos()).unwrap_or(u64::MAX),
@@ -425,6 +425,19 @@ fn look_into(path: &Path) -> Option<Leaf> {
     let disk = Disk::open_on(file, Vec::new(), &OpenOptions::new().parents(ParentPolicy::Deny)).ok()?;
     let sizes = disk.info().ok()?.sizes;
     Some(Leaf { virtual_size: sizes.virtual_size, diverged: sizes.diverged })
+}
+
+/// Which file it is; 0 where only an open file tells.
+fn object(metadata: &Metadata) -> u64 {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::MetadataExt::ino(metadata)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        0
+    }
 }
 
 #[cfg(unix)]

@@ -205,6 +205,7 @@ fn make_writable(file: &Path, mut permissions: std::fs::Permissions) -> std::io:
         permissions.set_mode(permissions.mode() | 0o200);
     }
     #[cfg(not(unix))]
+    #[expect(clippy::permissions_set_readonly_false, reason = "it makes a file writable for all on Unix only, and this is not Unix")]
     permissions.set_readonly(false);
     std::fs::set_permissions(file, permissions)
 }

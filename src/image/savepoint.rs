@@ -200,6 +200,6 @@ fn freeze(leaf: &Path, place: &PathBuf) -> Result<(), StoreError> {
 }
 
 fn same_file(a: &Path, b: &Path) -> Result<bool, StoreError> {
-    let id = |path: &Path| std::fs::metadata(path).map(|metadata| FileStorage::id_of(&metadata)).map_err(StoreError::io("look at", path));
+    let id = |path: &Path| FileStorage::id_at(path).map_err(StoreError::io("look at", path));
     Ok(id(a)? == id(b)?)
 }

@@ -100,10 +100,7 @@ pub(super) fn seal(
 
 fn publish(store: &Store, workspace: &Workspace, manifest: &Manifest, digests: &[u8]) -> Result<(), StoreError> {
     let work = workspace.disk();
-    make_read_only(&work)?;
-    let file = FileStorage::open_read(&work).map_err(StoreError::storage("open", &work))?;
-    file.sync(SyncSite::Create).map_err(StoreError::io("sync", &work))?;
-    drop(file);
+    harden(&work)?;
     let dir = store.image_dir(&manifest.name);
     files::make_dir(&dir)?;
     let place = |ending: &str| dir.join(format!("{}.{ending}", manifest.generation));
@@ -124,6 +121,19 @@ fn publish(store: &Store, workspace: &Workspace, manifest: &Manifest, digests: &
         return Err(e);
     }
     workspace.clear()
+}
+
+/// Makes it read-only and durable. Windows syncs only what is open for writing, so there the attribute comes last, and is as durable
+/// as the journal of NTFS.
+fn harden(work: &Path) -> Result<(), StoreError> {
+    if cfg!(unix) {
+        make_read_only(work)?;
+    }
+    let open = if cfg!(unix) { FileStorage::open_read } else { FileStorage::open_write };
+    let file = open(work).map_err(StoreError::storage("open", work))?;
+    file.sync(SyncSite::Seal).map_err(StoreError::io("sync", work))?;
+    drop(file);
+    if cfg!(unix) { Ok(()) } else { make_read_only(work) }
 }
 
 /// Sets the read-only attribute.

@@ -446,7 +446,7 @@ impl LogWriter {
     pub(crate) fn stop(&mut self, file: &dyn Storage, headers: &mut HeaderPair, data_write: Option<DataWriteGuid>) -> Result<(), LogError> {
         if self.guid.is_none() && data_write.is_none() {
             if headers.mirror_in_flight() {
-                let _ = self.sync(file, headers, SyncSite::CloseSecond)?;
+                let _ = self.sync(file, headers, SyncSite::CloseMirror)?;
             }
             return Ok(());
         }

@@ -40,14 +40,26 @@ use std::io::{self, IoSlice, IoSliceMut};
 pub enum SyncSite {
     /// A new file is whole, before it gets its final name.
     Create,
+    /// A new disk on a storage of the caller's is whole, before it is handed back.
+    CreateOn,
+    /// An image is read-only and whole, before it is published.
+    Seal,
     /// The wiped remains of a torn header, before another one is written over them.
     HeaderWipe,
+    /// What an earlier handle may have left in the air, before the first header of this one goes over a spare that says something else.
+    HeaderInherited,
     /// The header with this session's new identity, before any other byte of the file changes.
     Identity,
     /// A flush that only hardens rewrites of sectors that were present.
     Rewrite,
+    /// The first flush of a session that changed nothing: what an earlier handle left in the air.
+    Inheritance,
+    /// A flush of a raw disk that is exported.
+    ExportFlush,
     /// Barrier 1 of a commit: payload that the batch will expose.
     Payload,
+    /// Barrier 1 of a session's first commit: payload, and the first entry of a log that no header names yet.
+    FirstEntry,
     /// The header that names this session's log, after the log's first entry.
     LogStart,
     /// Barrier 2 of a commit: the log entry.
@@ -62,6 +74,18 @@ pub enum SyncSite {
     CloseFirst,
     /// The second header that declares the log empty at close.
     CloseSecond,
+    /// The second header, at the close of a session that began no log.
+    CloseMirror,
+    /// The new file write GUID before metadata items change outside of a session.
+    ItemsIdentity,
+    /// The entry that changes metadata items outside of a session, before a header names its log.
+    ItemsEntry,
+    /// The new file write GUID before a repair changes the file.
+    RepairIdentity,
+    /// The second header, at the end of a repair that changed nothing else.
+    RepairMirror,
+    /// The first entry of a repair, before a header names its log.
+    RepairEntry,
     /// The new file write GUID before a replay changes the file.
     ReplayIdentity,
     /// The replayed pages, before the log is declared empty.
@@ -393,21 +417,31 @@ pub fn write_vectored_all<S: Storage + ?Sized>(storage: &S, bufs: &[IoSlice<'_>]
     Ok(())
 }
 
-/// Bytes of zeros written at a time where holes cannot be punched.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// The most zeros of one write.
+const ZEROS_AT_ONCE: usize = 64 << 10;
+static ZEROS: [u8; ZEROS_AT_ONCE] = [0; ZEROS_AT_ONCE];
+
+/// Zeros for a range, as pieces to be written one by one, each with its place.
+///
+/// They end at multiples of their size, wherever the range begins: a power cut between two writes must not leave a sector half zeroed,
+/// which a single write of the range would not have done.
+pub(crate) fn pieces_of_zeros(mut at: u64, len: u64) -> impl Iterator<Item = (u64, &'static [u8])> {
+    let end = at.saturating_add(len);
+    std::iter::from_fn(move || {
+        let to_border = ZEROS_AT_ONCE as u64 - at % ZEROS_AT_ONCE as u64;
+        let part = to_border.min(end - at);
+        let piece = (at, &ZEROS[..part as usize]);
+        at += part;
+        (part > 0).then_some(piece)
+    })
+}
 
 /// Makes a range read as zeros by writing zeros.
 ///
 /// # Errors
 /// The first failure.
 pub fn write_zeros<S: Storage + ?Sized>(storage: &S, at: u64, len: u64) -> Result<(), StorageError> {
-    let mut done = 0;
-    while done < len {
-        let part = (len - done).min(ZEROS.len() as u64);
-        write_all(storage, &ZEROS[..part as usize], at + done)?;
-        done += part;
-    }
-    Ok(())
+    pieces_of_zeros(at, len).try_for_each(|(at, zeros)| write_all(storage, zeros, at))
 }
 
 /// Makes a range read as zeros: by a hole where the storage has them, by writing otherwise.

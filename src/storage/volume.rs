@@ -159,8 +159,8 @@ pub fn create_atomically<T, E: From<StorageError>>(
     Ok((storage, value))
 }
 
-/// Creates a file that is going to have the name `name` and stays hidden until its maker renames it: steps 2 to 4 of the module. Returns
-/// it with its temporary name, and what `fill` returned.
+/// Creates a file that is going to have the name `name` and stays hidden until its maker has synced and renamed it: steps 2 and 3 of the
+/// module. Returns it with its temporary name, and what `fill` returned.
 ///
 /// # Errors
 /// What `fill` returned; what the volume reports. After an error there is no such file.
@@ -174,7 +174,6 @@ pub fn create_hidden<T, E: From<StorageError>>(
     let storage = volume.create_new(&temporary).map_err(failed)?;
     let mut unfinished = Unfinished { volume, name: Some(&temporary) };
     let value = fill(&storage)?;
-    super::sync(storage.as_ref(), SyncSite::Create)?;
     unfinished.name = None;
     drop(unfinished);
     Ok((storage, temporary, value))

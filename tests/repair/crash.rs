@@ -14,7 +14,7 @@ struct Tally {
     sites: BTreeSet<SyncSite>,
 }
 
-fn crash_everywhere(damage: &Damage) -> Tally {
+fn crash_everywhere(damage: &Damage, without: Option<SyncSite>) -> Tally {
     let world = SimWorld::new(11);
     let leaf = world.create("leaf");
     let id = leaf.file();
@@ -29,12 +29,13 @@ fn crash_everywhere(damage: &Damage) -> Tally {
     still_reads(&before, &repaired).expect("the same content");
 
     let trace = world.trace();
-    let mut walk = CrashWalk::new(&trace, CrashOptions { harsh: true, ..CrashOptions::default() });
-    let all = [Consent::OlderHeader, Consent::EmptyLog];
+    let mut walk = CrashWalk::new(&trace, CrashOptions { harsh: true, no_op: without.into_iter().collect(), ..CrashOptions::default() });
+    let (all, end) = ([Consent::OlderHeader, Consent::EmptyLog], trace.events.len());
     let (mut seen, mut unreadable) = (HashSet::new(), 0);
     loop {
+        let is_over = walk.cut() == end;
         walk.for_each_choice(&mut |choice, image| {
-            if !seen.insert(image.hash()) {
+            if !seen.insert((image.hash(), is_over)) {
                 return true;
             }
             let what = |text: String| format!("{}, cut {choice:?}: {text}", damage.name);
@@ -50,6 +51,7 @@ fn crash_everywhere(damage: &Damage) -> Tally {
             }
             let again = repair(&leaf, &all).map_err(|e| what(e.to_string())).unwrap();
             assert!(again.left.is_sound() && !again.left.findings().any(|f| is_repairable(&f)), "{}", what(format!("{:?}", again.left)));
+            assert!(again.steps.is_empty() || !is_over, "{}", what(format!("it had returned, and {:?} was left to do", again.steps)));
             still_reads(&repaired, &content(&with(leaf))).map_err(&what).unwrap();
             true
         });
@@ -65,7 +67,7 @@ fn a_crash_in_a_repair_loses_nothing_and_the_next_one_finishes() {
     let (mut states, mut unreadable, mut sites) = (0, 0, BTreeSet::new());
     let damages = damage::all();
     for damage in &damages {
-        let tally = crash_everywhere(damage);
+        let tally = crash_everywhere(damage, None);
         assert!(tally.states > 8, "{}: {} states", damage.name, tally.states);
         (states, unreadable) = (states + tally.states, unreadable + tally.unreadable);
         sites.extend(tally.sites);
@@ -80,4 +82,20 @@ fn a_crash_in_a_repair_loses_nothing_and_the_next_one_finishes() {
         sites.contains(&SyncSite::LogStart) && sites.contains(&SyncSite::Truncate) && sites.contains(&SyncSite::ReplayHome),
         "{sites:?}"
     );
+}
+
+/// The syncs that only a repair does, left out one by one.
+#[test]
+fn every_barrier_of_a_repair_is_missed_when_it_does_nothing() {
+    use SyncSite::{RepairEntry, RepairIdentity, RepairMirror, Truncate};
+    let damages = damage::all();
+    for site in [RepairIdentity, RepairMirror, RepairEntry, Truncate] {
+        let missed = damages.iter().find_map(|damage| {
+            let attempt = std::panic::AssertUnwindSafe(|| crash_everywhere(damage, Some(site)));
+            let panic = std::panic::catch_unwind(attempt).err()?;
+            Some(panic.downcast_ref::<String>().cloned().unwrap_or_else(|| damage.name.to_string()))
+        });
+        let text = missed.unwrap_or_else(|| panic!("nothing goes wrong without {site:?}"));
+        loud(&format!("repair sensitivity: {site:?}: {}", text.chars().take(120).collect::<String>()));
+    }
 }

@@ -1,6 +1,7 @@
 //! Examining a disk that is open, as it is in memory.
 
-use super::table::{Entries, TableExam};
+use super::entries::Entries;
+use super::table::TableExam;
 use super::{CheckReport, CheckStop, Collector, Repair, Severity};
 use crate::disk::error::DiskError;
 use crate::disk::layer::Layer;

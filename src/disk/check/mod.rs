@@ -11,6 +11,7 @@
 //! | warning | damage that something else makes up for; nonsense that nobody looks at | a torn spare header, an entry behind the last block |
 //! | note | unusual, and as the format allows it | a log to be replayed, unowned space, an odd length |
 
+mod entries;
 pub(crate) mod live;
 pub(crate) mod metadata;
 pub(crate) mod raw;

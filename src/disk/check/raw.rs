@@ -11,7 +11,8 @@
 //! log is what decides if the file can be saved. Beside the findings an examination yields the [`Plan`]: what a repair would do. Nothing
 //! is written, and no more is held in memory than one bit for each MiB of the file, a log of 64 MiB at most, and the list of fixes.
 
-use super::table::{Entries, EntryFix, TableExam};
+use super::entries::Entries;
+use super::table::{EntryFix, TableExam};
 use super::{CheckReport, CheckStop, Collector, Consent, Repair, Severity, Watch, metadata};
 use crate::format::{
     self, Fault, FormatError, HEADER_SECTION, Header, HeaderSlot, METADATA_REGION, Metadata, REGION_TABLES, Region, RegionTable, TABLE_LEN,
@@ -236,7 +237,8 @@ impl Inspector<'_> {
         match (self.slot(one), self.slot(two)) {
             (Slot::Whole(first), Slot::Whole(second)) => match choose_header(Ok(first), Ok(second)) {
                 Ok(chosen) => {
-                    let current = Current { header: chosen.header, slot: chosen.slot, spare: Spare::Good };
+                    let spare = Spare::found(&chosen.header, chosen.other.as_ref().ok());
+                    let current = Current { header: chosen.header, slot: chosen.slot, spare };
                     if let Ok(other) = chosen.other {
                         self.spare_differs(&current, &other);
                     }

@@ -7,7 +7,7 @@
 //! A hostile table has every entry in one place. An entry is compared with those only that it meets, and each of them is answered by
 //! the first one that it meets and then gone, so that a walk costs what it costs whatever is in the table.
 
-use super::table::{ChunkState, Entries};
+use super::entries::{ChunkState, Entries};
 use super::{CheckReport, CheckStop, Collector, MOST_FINDINGS, Repair, Severity, Subject};
 use crate::format::{BitmapState, Fault, Neighbour, PayloadState};
 use crate::geometry::{BatRole, Geometry};

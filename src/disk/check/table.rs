@@ -9,6 +9,7 @@
 //! Entries behind the last block are cleared only when they make no sense. Where they name good places that nothing else claims, it may
 //! well be the virtual size that is wrong, and what they name the rest of somebody's disk.
 
+use super::entries::{ChunkState, Entries};
 use super::shared::{Conflict, Conflicts};
 use super::{CheckStop, Collector, Repair, Severity, Subject};
 use crate::format::{BitmapState, Fault, PayloadState};
@@ -20,15 +21,6 @@ use crate::units::{BatIndex, BlockHome, BlockIndex, ChunkIndex, FileOffset, MIB}
 
 /// Entries that one repair puts right; more than that wait for the next one.
 const MOST_FIXES: usize = 1 << 20;
-
-/// Where the entries come from.
-pub(crate) trait Entries {
-    /// Calls `each` for every entry that is not zero, in order. What cannot be read is told to `out` and passed over.
-    fn each(&self, out: &mut Collector<'_>, each: &mut dyn FnMut(BatIndex, u64, &mut Collector<'_>)) -> Result<(), CheckStop>;
-
-    /// One entry; `None` where it cannot be read.
-    fn word(&self, index: BatIndex) -> Option<u64>;
-}
 
 /// An entry and what it should be instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,29 +43,6 @@ pub(crate) struct TableExam<'a> {
     /// A block claims space of the log, so that nothing may be written there.
     pub(crate) over_log: Option<Fault>,
     pub(crate) fixes: Vec<EntryFix>,
-}
-
-/// What the walk knows of the chunk it is in.
-#[derive(Clone, Copy)]
-pub(super) struct ChunkState {
-    chunk: ChunkIndex,
-    /// A block of it is partially present.
-    pub(super) needs_bitmap: bool,
-    /// Whether there is a bitmap entry that is not zero, once somebody asked.
-    has_bitmap: Option<bool>,
-}
-
-impl ChunkState {
-    pub(super) fn at(chunk: ChunkIndex) -> Self {
-        Self { chunk, needs_bitmap: false, has_bitmap: None }
-    }
-
-    /// Moves on to the chunk of the next entry.
-    pub(super) fn enter(&mut self, chunk: ChunkIndex) {
-        if self.chunk != chunk {
-            *self = Self::at(chunk);
-        }
-    }
 }
 
 impl<'a> TableExam<'a> {

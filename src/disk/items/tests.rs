@@ -145,6 +145,77 @@ mod sim {
         assert!(states.len() > 100 && seen.iter().all(|&n| n > 10), "{} states, {seen:?}", states.len());
     }
 
+    /// Every crash of an act, with syncs left out: the file opens, is as large as `sizes` allow, has no byte changed under its old file
+    /// write GUID, and when the act is over, two good headers and the last of the sizes.
+    fn crash(without: &[SyncSite], sizes: &[u64], act: &dyn Fn(&Writer)) -> Result<usize, String> {
+        let world = SimWorld::new(5);
+        let file = world.create("disk");
+        let id = file.file();
+        made(&file);
+        world.forget();
+        let before = world.fork();
+        let before = before.open("disk").expect("a fork has the same names");
+        let writer = Writer::new(Arc::new(Layer::open(file, None).expect("a sound file")));
+        let old = writer.layer.header.file_write;
+        act(&writer);
+        drop(writer);
+        let trace = world.trace();
+        let options = CrashOptions { harsh: true, no_op: without.iter().copied().collect(), ..CrashOptions::default() };
+        let (mut walk, mut states, mut broken) = (CrashWalk::new(&trace, options), HashSet::new(), None);
+        loop {
+            let is_over = walk.cut() == trace.events.len();
+            walk.for_each_choice(&mut |_, image| {
+                states.insert(image.hash());
+                let leaf = image.file(id).expect("the file");
+                let look = || -> Result<(), String> {
+                    let layer = match Layer::open(leaf.clone(), None) {
+                        Err(crate::disk::error::LayerError::Storage(e)) if e.operation == storage::Operation::Read && !is_over => {
+                            return Ok(());
+                        }
+                        opened => opened.map_err(|e| e.to_string())?,
+                    };
+                    let size = layer.metadata.virtual_size >> 20;
+                    if !sizes.contains(&size) || is_over && sizes.last() != Some(&size) {
+                        return Err(format!("{size} MiB"));
+                    }
+                    if layer.header.file_write == old && leaf.differs(&before, 0x3_0000, u64::MAX) {
+                        return Err("bytes changed before a new file write GUID was durable".to_owned());
+                    }
+                    if is_over && layer.spare != crate::log::headers::Spare::Same {
+                        return Err(format!("over, and the spare header is {:?}", layer.spare));
+                    }
+                    Ok(())
+                };
+                broken = look().err();
+                broken.is_none()
+            });
+            if let Some(what) = broken {
+                return Err(what);
+            }
+            if walk.step().is_none() {
+                return Ok(states.len());
+            }
+        }
+    }
+
+    #[test]
+    fn every_barrier_of_items_is_missed_when_it_does_nothing() {
+        let resize = |writer: &Writer| writer.change_items(&[ItemChange::virtual_size(6 << 20)]).expect("a change");
+        let nothing = |writer: &Writer| {
+            writer.begin_layout().expect("a session");
+            writer.close().expect("a close");
+        };
+        let states = crash(&[], &[8, 6], &resize).expect("every crash leaves the old size or the new one");
+        assert!(states > 50, "{states} states");
+        assert!(crash(&[], &[8], &nothing).expect("nothing changes") > 10);
+        for site in [SyncSite::ItemsIdentity, SyncSite::ItemsEntry] {
+            let missed = crash(&[site], &[8, 6], &resize).expect_err(&format!("{site:?} is needless, or nobody looks"));
+            println!("items sensitivity: {site:?}: {missed}");
+        }
+        let missed = crash(&[SyncSite::CloseMirror], &[8], &nothing).expect_err("CloseMirror is needless, or nobody looks");
+        println!("items sensitivity: CloseMirror: {missed}");
+    }
+
     #[test]
     fn an_identity_given_at_the_close_comes_with_everything_before_it() {
         let world = SimWorld::new(6);

@@ -53,7 +53,7 @@ pub(crate) fn apply(file: &dyn Storage, job: &Job) -> Result<Vec<RepairStep>, Di
         replay::onto_disk(file, view.outcome(), &mut headers)?;
         steps.push(RepairStep::Replayed { entries: view.outcome().entries });
     } else {
-        headers.change(file, SyncSite::Identity, |header| {
+        headers.change(file, SyncSite::RepairIdentity, |header| {
             header.file_write = FileWriteGuid::random();
             if plan.empty_log {
                 header.log = LogGuid::default();
@@ -82,7 +82,7 @@ pub(crate) fn apply(file: &dyn Storage, job: &Job) -> Result<Vec<RepairStep>, Di
     }
     if pages.is_empty() {
         if headers.mirror_in_flight() {
-            storage::sync(file, SyncSite::CloseSecond)?;
+            storage::sync(file, SyncSite::RepairMirror)?;
             headers.settled();
         }
     } else {
@@ -139,7 +139,7 @@ fn through_the_log(file: &dyn Storage, headers: &mut HeaderPair, pages: Pages) -
             log.accept(durable);
         } else {
             let (guid, entry) = log.write_unnamed(file, frozen, lengths)?;
-            let barrier = log.sync(file, headers, SyncSite::Payload)?;
+            let barrier = log.sync(file, headers, SyncSite::RepairEntry)?;
             log.name(file, headers, guid, entry.settle(&barrier))?;
         }
     }

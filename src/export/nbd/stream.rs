@@ -171,11 +171,6 @@ impl Input {
         self.buf[self.start..self.end].first_chunk()
     }
 
-    /// Whether more is here.
-    pub(super) fn has_more(&self) -> bool {
-        self.start < self.end
-    }
-
     /// Drops bytes that were looked at.
     pub(super) fn consume(&mut self, n: usize) {
         self.start += n;

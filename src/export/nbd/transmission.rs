@@ -2,10 +2,11 @@
 //!
 //! **Who does the work.** A connection has a *seat*: the lock on its receive buffer. The thread in the seat reads requests and
 //! answers them itself, in order, without waking anybody; what arrived by one receive call is answered by one send call. That
-//! is as fast as a socket goes while the data is hot. Some requests take long: a flush, anything with FUA, large zeroing, and
-//! reads and writes when the last ones turned out to be slow (cold data). Before such a request the thread gives up the seat to
-//! a colleague, hired on demand, does the work where it is, replies, and queues up for the seat again. So a slow flush holds up
-//! nobody, depth on cold data reaches the disk, and a hot path pays for neither.
+//! is as fast as a socket goes while the data is hot, however large the requests are: handing every second megabyte to a
+//! colleague costs more in cold caches and wake-ups than it brings (`docs/bench/2026-11-26.md`). Some requests take long: a
+//! flush, anything with FUA, large zeroing, and reads and writes when the last ones turned out to be slow (cold data). Before
+//! such a request the thread gives up the seat to a colleague, hired on demand, does the work where it is, replies, and queues
+//! up for the seat again. So a slow flush holds up nobody, depth on cold data reaches the disk, and a hot path pays for neither.
 //!
 //! **What a client can do to us.** Its memory is bounded: a receive buffer, and one [`Desk`] for each of at most [`CREW`]
 //! threads; one request per connection at a time may need a larger buffer (a simple read of up to 32 MiB, whose errors must be
@@ -31,8 +32,6 @@ use std::time::{Duration, Instant};
 const CREW: usize = 8;
 /// A call of the device that took longer than this, and half a nanosecond more for each byte, is slow.
 const SLOW: Duration = Duration::from_micros(300);
-/// Data requests from this many bytes up are worth a colleague when more requests have come in.
-const LARGE: usize = 128 << 10;
 /// Large reads pass through the desk in pieces of so many bytes: they stay in the processor's cache, and the client copies
 /// one while we copy the next.
 const PIECE: usize = 256 << 10;
@@ -219,11 +218,7 @@ impl<'a> Connection<'a> {
             return Ok(None);
         }
         let len = request.len as usize;
-        let mut leaves = self.gives_up_seat(&request);
-        if request.command == Command::Read && len >= LARGE {
-            // Somebody else may read while this one sends. Alone, the client would only wait for another thread to wake up.
-            leaves |= input.has_more();
-        }
+        let leaves = self.gives_up_seat(&request);
         let carries = matches!(request.command, Command::Read | Command::Write);
         if leaves || desk.is_full(if carries { len.min(ARENA) } else { 0 }) {
             self.send(desk)?;
@@ -232,10 +227,6 @@ impl<'a> Connection<'a> {
         if takes_payload && len <= ARENA {
             errand.payload = desk.place(len);
             input.take(desk.bytes(errand.payload.clone()), self.stream).map_err(drop)?;
-            if len >= LARGE && !leaves && input.has_more() {
-                self.send(desk)?;
-                leaves = true;
-            }
         } else if takes_payload {
             self.send(desk)?;
             if let Err(fault) = self.pass_on(input, desk, &request)? {

@@ -78,6 +78,8 @@ pub struct Campaign {
     /// Random scripts in a round.
     random: usize,
     threads: u64,
+    /// The attempt to begin with: what a campaign that was stopped had come to.
+    pub from: usize,
 }
 
 /// What a campaign came to.
@@ -100,7 +102,8 @@ impl Campaign {
         scripts.sort_by_key(|script| spread(&script.name, seed));
         scripts.extend(script::crowded());
         scripts.extend(script::riding());
-        Self { seed, scripts, short, random: RANDOM, threads: THREADS }
+        scripts.extend(script::odd());
+        Self { seed, scripts, short, random: RANDOM, threads: THREADS, from: 0 }
     }
 
     /// One of `of` equal parts of the words of length 3, in an order that depends on the seed alone: the parts are disjoint, together
@@ -109,7 +112,7 @@ impl Campaign {
         let mut scripts = script::length_three();
         scripts.sort_by_key(|script| spread(&script.name, seed));
         let scripts: Vec<Script> = scripts.into_iter().skip(part).step_by(of).collect();
-        Self { seed, short: scripts.len(), scripts, random: 0, threads }
+        Self { seed, short: scripts.len(), scripts, random: 0, threads, from: 0 }
     }
 
     /// The scripts of the alphabet, in the order of a round.
@@ -134,16 +137,17 @@ impl Campaign {
         Plan { options, deep_every: 32, deep_share: 64, only: check::everything }
     }
 
-    /// Tries attempt after attempt while `go_on` says so.
-    pub fn run(&self, go_on: &(dyn Fn(usize, u64) -> bool + Sync)) -> Outcome {
-        let (next, states) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    /// Tries attempt after attempt while `go_on` says so, which is told the number of the next, the states so far, and the violations.
+    pub fn run(&self, go_on: &(dyn Fn(usize, u64, usize) -> bool + Sync)) -> Outcome {
+        let (next, states) = (AtomicUsize::new(self.from), AtomicUsize::new(0));
         let (distinct, outcome) = (Mutex::new(HashSet::new()), Mutex::new(Outcome::default()));
         let worker = || {
             let fixtures = Fixtures::new(self.seed);
             let mut tally = Tally::default();
             loop {
                 let attempt = next.fetch_add(1, Ordering::Relaxed);
-                if outcome.lock().unwrap().violations.len() >= 3 || !go_on(attempt, states.load(Ordering::Relaxed) as u64) {
+                let violations = outcome.lock().unwrap().violations.len();
+                if violations >= 3 || !go_on(attempt, states.load(Ordering::Relaxed) as u64, violations) {
                     break;
                 }
                 let script = self.script(attempt);

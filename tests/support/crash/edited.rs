@@ -119,12 +119,12 @@ fn one_header(events: &mut Vec<Event>) {
 
 fn reuse_first(events: &mut Vec<Event>) {
     let unmapped = sync(events, SyncSite::Log, 0);
-    let reuse = writes(events, unmapped.end..sync(events, SyncSite::Payload, 1).start, |at| at >= LOG.end);
+    let reuse = writes(events, unmapped.end..sync(events, SyncSite::Payload, 0).start, |at| at >= LOG.end);
     bring_forward(events, &reuse, unmapped.start);
 }
 
 fn no_payload_barrier(events: &mut Vec<Event>) {
-    let payload = sync(events, SyncSite::Payload, 1);
+    let payload = sync(events, SyncSite::Payload, 0);
     let log = writes(events, payload.end..sync(events, SyncSite::Log, 0).start, |at| LOG.contains(&at));
     events.drain(payload.start..=payload.end);
     assert!(log.iter().all(|&at| at > payload.end));

@@ -6,7 +6,7 @@ use super::script::Op;
 use super::value::{PIECE, Value};
 use diffdisk::storage::Storage;
 use diffdisk::storage::sim::{Event, SimStorage, SimWorld};
-use diffdisk::{Disk, FlushMode, OpenOptions};
+use diffdisk::{Cancel, CompactOptions, Disk, FlushMode, NoProgress, OpenOptions};
 use std::sync::Arc;
 
 pub type Parents = Vec<Arc<dyn Storage>>;
@@ -139,6 +139,10 @@ impl Run {
             Op::Flush => self.disk().flush().map_err(|e| failed(&e))?,
             Op::Close => self.disk.take().expect("the disk is open").close().map_err(|e| failed(&e))?,
             Op::Open => self.open()?,
+            Op::Drop => self.abandon(),
+            Op::Compact => {
+                let _ = self.disk().compact(&CompactOptions::default(), &NoProgress, &Cancel::new()).map_err(|e| failed(&e))?;
+            }
         }
         self.world.mark(2 * index as u64 + 1);
         self.ops[index].done = self.world.cut();

@@ -30,6 +30,10 @@ pub enum Op {
     Flush,
     Close,
     Open,
+    /// The handle goes away as if its process had been killed; what was written stays in the kernel.
+    Drop,
+    /// Moves blocks to the front of the file, which no guest sees.
+    Compact,
 }
 
 /// The alphabet. In the prepared disk block 0 has some sectors, block 4 is full, the others are untouched.
@@ -189,6 +193,29 @@ pub fn length_three() -> Vec<Script> {
         }
     }
     scripts
+}
+
+/// What the alphabet has no letter for: handles that are dropped, sessions in which nothing that a user can read changes.
+pub fn odd() -> Vec<Script> {
+    let first = Op::Write { at: MIB + 64 * 1024, len: 4096 };
+    let old = Op::Write { at: 4096, len: 2048 };
+    let words: [(&str, &[Op]); 7] = [
+        ("a flush after a drop", &[first, Op::Flush, old, Op::Drop, Op::Open, Op::Flush]),
+        ("nothing but a flush after a drop", &[old, Op::Drop, Op::Open, Op::Flush]),
+        ("a rewrite after a drop", &[old, Op::Drop, Op::Open, old, Op::Flush]),
+        ("nothing to compact", &[Op::Compact]),
+        ("a write after nothing was compacted", &[Op::Compact, first, Op::Flush]),
+        ("a rewrite after nothing was compacted", &[Op::Compact, old, Op::Flush]),
+        ("a compaction between writes", &[first, Op::Trim { at: 4 * MIB, len: MIB }, Op::Flush, Op::Compact, old, Op::Flush]),
+    ];
+    let scripts = words.into_iter().flat_map(|(name, word)| {
+        let ops: Vec<Op> = word.iter().copied().chain([Op::Close]).collect();
+        [(Kind::Dynamic, 0, true), (Kind::Child, LOG_SECTORS - 4, false)].map(|(kind, log_start, durable)| {
+            let name = format!("{kind:?}, log from {log_start}: {name}");
+            Script { kind, log_start, name, ops: ops.clone(), interesting: 0, piece: 512, durable, rides: false }
+        })
+    });
+    scripts.collect()
 }
 
 /// Logs that fill up: entries too large to wait for each other, so that the ring must be emptied before it is half full, and when it

@@ -9,6 +9,7 @@ mod alloc;
 pub mod chain;
 #[path = "../cow.rs"]
 pub mod cow;
+pub mod diff;
 #[path = "../forge.rs"]
 pub mod forge;
 pub mod guard;
@@ -17,6 +18,7 @@ pub mod locator;
 pub mod naive;
 pub mod open;
 pub mod ops;
+pub mod readers;
 pub mod replay;
 pub mod seeds;
 pub mod source;
@@ -25,10 +27,11 @@ pub mod source;
 pub type Target = (&'static str, fn(&[u8]), fn() -> seeds::Seeds);
 
 /// All targets but `nbd`, whose body is `support/nbd_frames.rs`.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("open", open::run, seeds::open),
     ("replay", replay::run, seeds::replay),
     ("locator", locator::run, seeds::locator),
     ("ops", ops::run, seeds::ops),
     ("chain", chain::run, seeds::chain),
+    ("diff", diff::run, seeds::diff),
 ];

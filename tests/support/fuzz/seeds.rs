@@ -223,3 +223,33 @@ pub fn chain() -> Seeds {
     all.push(("lie".to_owned(), with(0x40 | 1, &[plain(2), vec![1, 0, 5, 8]].concat())));
     all
 }
+
+/// how, then for each layer: bits, block, [tail,] [size,] blocks (state, [bitmap,] places, runs); then each file's layout, then writes.
+pub fn diff() -> Seeds {
+    // A block: state, its bitmap's byte where it has one, a place by number, another, which of five, runs, (place, length, fill).
+    let block = |state: &[u8], index: u8| [state, &[index, 0, 0, 2, 0, 0, 0, 9, 0x31, 1, 3, 0, 90, 0x52]].concat();
+    let layer = |how: u8, block_size: u8, size: &[u8], blocks: &[Vec<u8>]| {
+        [&[how, block_size], size, &[blocks.len() as u8], blocks.concat().as_slice()].concat()
+    };
+    let base = |how: u8| layer(how, 0, &[7], &[block(&[0], 0), block(&[12], 2), block(&[0], 5), block(&[11], 6)]);
+    let child = || layer(0, 0, &[], &[block(&[5, 0x35], 0), block(&[0], 1), block(&[6, 0x0F], 5)]);
+    let blank = || layer(0, 0, &[], &[block(&[12], 0), block(&[10], 5), block(&[11], 1)]);
+    let top = || layer(0, 0, &[7], &[block(&[5, 0x35], 0), block(&[0], 1), block(&[6, 0x0F], 5)]);
+    let laid = |n: u8| [n % 4, n / 2 % 4, n % 3, n % 2];
+    let writes = [3, 0, 1, 100, 0x41, 90, 0, 4, 20, 2, 2, 2, 80, 3, 1, 0, 3, 70];
+    let all: Vec<(&str, Vec<u8>)> = vec![
+        ("plain", [&[0], base(0).as_slice(), &laid(0)].concat()),
+        ("plain-written", [&[0x10], base(0).as_slice(), &laid(1), &writes].concat()),
+        ("fixed", [&[0], base(0x80).as_slice(), &laid(2)].concat()),
+        ("fixed-written", [&[0x10], base(0x80).as_slice(), &laid(2), &writes].concat()),
+        ("large-sectors", [&[0], base(0x18).as_slice(), &laid(3)].concat()),
+        ("odd-tail", [&[0], layer(0x20, 2, &[4, 3], &[block(&[0], 3)]).as_slice(), &laid(3)].concat()),
+        ("tall", [&[0, 7], &[9, 2][..], &block(&[0], 63), &block(&[0], 65), &laid(1)].concat()),
+        ("chain", [&[1], top().as_slice(), &base(0), &laid(0), &laid(3)].concat()),
+        ("chain-written", [&[0x11], top().as_slice(), &base(0), &laid(0), &laid(3), &writes].concat()),
+        ("chain-of-three", [&[2], top().as_slice(), &child(), &base(0), &laid(0), &laid(1), &laid(2)].concat()),
+        ("chain-of-zeros", [&[2], top().as_slice(), &blank(), &base(0), &laid(0), &laid(1), &laid(2)].concat()),
+        ("chain-shorter-parent", [&[1], top().as_slice(), &layer(0x40, 0, &[3], &[block(&[0], 2)]), &laid(0), &laid(3)].concat()),
+    ];
+    all.into_iter().map(|(name, seed)| (name.to_owned(), seed)).collect()
+}
