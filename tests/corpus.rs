@@ -1,7 +1,7 @@
 //! Every case of the corpus: real files of other people's software, made ones, and ones that break a rule.
 //!
 //! The corpus lies beside the repository (`../shared/corpus`) or where `DIFFDISK_CORPUS` says; without it the test says so and passes.
-//! Cases are unpacked one at a time, with holes kept, into a temporary directory. A case that is to be accepted must have its digests
+//! Cases are unpacked with holes kept, as many at a time as there are processors, into a temporary directory. A case that is to be accepted must have its digests
 //! and probes, be content for `check()`, and be the same file afterwards; opened for writing and closed it must still have them. A
 //! case to be refused must fail at opening or at reading. A case to be reported must get an error from `check()`.
 
@@ -20,6 +20,8 @@ use loud::loud;
 use serde_json::Value;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use unpack::unpack;
 
 /// Files up to this size are held against their sha256 in the corpus; larger ones only against themselves before and after.
@@ -63,6 +65,16 @@ struct Counters {
     reported: u32,
     files: u32,
     probes: u32,
+}
+
+impl Counters {
+    fn add(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.refused += other.refused;
+        self.reported += other.reported;
+        self.files += other.files;
+        self.probes += other.probes;
+    }
 }
 
 fn judge(case: &Case, counters: &mut Counters) -> Result<(), String> {
@@ -201,16 +213,28 @@ fn every_case_gets_its_verdict() {
     let only = std::env::var("DIFFDISK_CORPUS_ONLY").unwrap_or_default();
     let mut found = Vec::new();
     find(&home, &mut found);
-    let (mut counters, mut failures) = (Counters::default(), Vec::new());
-    for path in found.iter().filter(|p| p.to_string_lossy().contains(&only)) {
-        let text = std::fs::read_to_string(path).expect("the case can be read");
-        let json = serde_json::from_str(&text).expect("a case is JSON");
-        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-        let case = Case { name, home: path.parent().expect("a directory").to_owned(), json };
-        if let Err(text) = judge(&case, &mut counters) {
-            failures.push(format!("{}: {text}", case.name));
+    found.retain(|path| path.to_string_lossy().contains(&only));
+    // Cases have nothing to do with one another: each processor takes the next one.
+    let (next, done) = (AtomicUsize::new(0), Mutex::new((Counters::default(), Vec::new())));
+    let work = || {
+        while let Some(path) = found.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let text = std::fs::read_to_string(path).expect("the case can be read");
+            let json = serde_json::from_str(&text).expect("a case is JSON");
+            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            let case = Case { name, home: path.parent().expect("a directory").to_owned(), json };
+            let mut counters = Counters::default();
+            let result = judge(&case, &mut counters);
+            let mut done = done.lock().unwrap();
+            done.0.add(&counters);
+            done.1.extend(result.err().map(|text| format!("{}: {text}", case.name)));
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            scope.spawn(work);
+        }
+    });
+    let (counters, failures) = done.into_inner().unwrap();
     let Counters { accepted, refused, reported, files, probes } = counters;
     loud(&format!(
         "corpus: {accepted} accepted, {refused} refused, {reported} reported of {} cases; {files} files, {probes} probes; {} wrong answers",

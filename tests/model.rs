@@ -19,6 +19,7 @@ mod world;
 use loud::loud;
 use ops::{Op, Rng, script};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use world::World;
 
@@ -74,15 +75,27 @@ fn a_disk_is_an_array_of_bytes() {
     let wanted = from_env("DIFFDISK_MODEL_OPS", OPERATIONS);
     let chains = wanted.div_ceil(PER_CHAIN as u64);
     let mut rng = Rng::new(seed);
-    for chain in 0..chains {
-        let chain_seed = rng.next();
-        let ops = script(&mut rng, PER_CHAIN);
-        if run(chain_seed, &ops).is_err() {
-            loud(&format!("model: seed {seed}, chain {chain} fails; shrinking"));
-            let ops = shrink(chain_seed, ops);
-            let (text, log) = run(chain_seed, &ops).expect_err("it failed before");
-            panic!("{text}\nseed {seed}, chain {chain} (seed {chain_seed}), {} operations:\n{}", ops.len(), log.join("\n"));
+    // Chains have nothing to do with one another: each processor takes the next one. They are drawn in order, so a seed names the same
+    // chains everywhere.
+    let (drawn, failed) = (Mutex::new((0..chains).map(|chain| (chain, rng.next(), script(&mut rng, PER_CHAIN)))), Mutex::new(None));
+    let next = || drawn.lock().unwrap().next().filter(|_| failed.lock().unwrap().is_none());
+    let work = || {
+        while let Some((chain, chain_seed, ops)) = next() {
+            if run(chain_seed, &ops).is_err() {
+                failed.lock().unwrap().get_or_insert((chain, chain_seed, ops));
+            }
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            scope.spawn(work);
+        }
+    });
+    if let Some((chain, chain_seed, ops)) = failed.into_inner().unwrap() {
+        loud(&format!("model: seed {seed}, chain {chain} fails; shrinking"));
+        let ops = shrink(chain_seed, ops);
+        let (text, log) = run(chain_seed, &ops).expect_err("it failed before");
+        panic!("{text}\nseed {seed}, chain {chain} (seed {chain_seed}), {} operations:\n{}", ops.len(), log.join("\n"));
     }
     loud(&format!("model: {} operations over {chains} chains, seed {seed}", chains * PER_CHAIN as u64));
 }

@@ -10,12 +10,15 @@ A further group kills the process at its k-th call. After every run:
   * the verb, run again, ends in the latter;
   * images and their files are untouched, to the byte and the time stamp.
 
-Usage: faults_inject.py BINARY WORK [--every N] [--seed S] [--only SCRIPT,...] [--list]     N: try every N-th place only
+Scripts run at the same time, as many as there are processors, each in a world of its own.
+
+Usage: faults_inject.py BINARY WORK [--every N] [--seed S] [--only SCRIPT,...] [--list]     N: try every N-th place only, drawn by the seed
 """
 
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -32,12 +35,20 @@ parser.add_argument("--seed", type=int, default=1)
 parser.add_argument("--only")
 parser.add_argument("--list", action="store_true")
 parser.add_argument("--verbose", action="store_true")
+parser.add_argument("--jobs", type=int, default=os.cpu_count())
 args = parser.parse_args()
 
 BINARY = os.path.abspath(args.binary)
-WORK = os.path.abspath(args.work)
-WORLD, SAVED = os.path.join(WORK, "world"), os.path.join(WORK, "saved")
-TRACE = os.path.join(WORK, "trace")
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def work_in(directory):
+    global WORK, WORLD, SAVED, TRACE
+    WORK = directory
+    WORLD, SAVED, TRACE = (os.path.join(WORK, name) for name in ("world", "saved", "trace"))
+
+
+work_in(os.path.abspath(args.work))
 MIB = 1 << 20
 ANYWHERE = ["--parents", "anywhere"]
 EXITS = set(range(0, 10))
@@ -97,10 +108,26 @@ def build_world():
     call("convert", "base.raw", "plain.vhdx")
     call("create", "child.vhdx", "--parent", "plain.vhdx")
     call("write", "child.vhdx", "--offset", "1M", stdin=pattern("child", 64 << 10))
+    # Three layers, another parent for the last, and a damaged disk.
+    os.mkdir(f"{WORLD}/chain")
+    call("convert", "base.raw", "chain/base.vhdx")
+    call("convert", "next.raw", "chain/next.vhdx")
+    call("create", "chain/mid.vhdx", "--parent", "chain/base.vhdx")
+    call("write", "chain/mid.vhdx", "--offset", "512K", stdin=pattern("mid", 64 << 10))
+    call("create", "chain/top.vhdx", "--parent", "chain/mid.vhdx")
+    call("write", "chain/top.vhdx", "--offset", "1M", stdin=pattern("top", 64 << 10) + bytes(MIB) + pattern("end", 64 << 10))
+    call("convert", "base.raw", "chain/damaged.vhdx")
+    subprocess.run([sys.executable, f"{HERE}/repair_damage.py", f"{WORLD}/chain/damaged.vhdx", "place"], check=True)
     os.mkdir(f"{WORLD}/other")
     shutil.copy(f"{WORLD}/plain.vhdx", f"{WORLD}/other/plain.vhdx")
     time.sleep(1.1)  # the clone `old` has to expire
     subprocess.run(["cp", "-a", "--sparse=always", WORLD, SAVED], check=True)
+    known.clear()
+    for directory, _, names in os.walk(WORLD):
+        for name in names:
+            path = os.path.relpath(os.path.join(directory, name), WORLD)
+            if path.endswith(".vhdx"):
+                known[path] = (stamp(path), whole(path), virtual(path))
 
 
 def restore():
@@ -114,7 +141,7 @@ def has(*verb):
 
 STORE = ["--store", "store"]
 # What nobody sees: it must not be seen after a fault either.
-QUIET = {"clone hydrate"}
+QUIET = {"clone hydrate", "clone compact", "hydrate", "compact"}
 CHILD = pattern("written", 3 * MIB // 2)
 # Name, words, standard input.
 SCRIPTS = [
@@ -126,6 +153,19 @@ SCRIPTS = [
     ("write", ["write", "child.vhdx", "--offset", "512K"], CHILD),
     ("trim", ["trim", "child.vhdx", "--offset", "1M", "--length", "2M"], None),
     ("relink", ["relink", "child.vhdx", "--parent", "other/plain.vhdx"], None),
+    ("merge", ["merge", "chain/top.vhdx"], None),
+    ("merge delete", ["merge", "chain/top.vhdx", "--delete"], None),
+    ("merge to", ["merge", "chain/top.vhdx", "--into", "chain/base.vhdx", "--to", "new.vhdx"], None),
+    ("flatten", ["flatten", "chain/top.vhdx"], None),
+    ("hydrate", ["hydrate", "chain/top.vhdx"], None),
+    ("compact", ["compact", "chain/top.vhdx"], None),
+    ("resize up", ["resize", "chain/top.vhdx", "--size", "6M"], None),
+    ("resize down", ["resize", "child.vhdx", "--size", "3M", "--shrink"], None),
+    ("rebase", ["rebase", "chain/top.vhdx", "--onto", "chain/next.vhdx", "--workers", "1"], None),
+    ("rebase keep", ["rebase", "chain/top.vhdx", "--onto", "chain/next.vhdx", "--keep-content", "--workers", "1"], None),
+    ("convert fixed", ["convert", "chain/top.vhdx", "new.vhdx", "--to", "vhdx-fixed"], None),
+    ("convert child", ["convert", "next.raw", "new.vhdx", "--parent", "plain.vhdx"], None),
+    ("check repair", ["check", "chain/damaged.vhdx", "--repair"], None),
     ("image create", ["image", "create", "new", "base.raw", *STORE], None),
     ("image refresh", ["image", "refresh", "idle", "next.raw", *STORE], None),
     ("image rename", ["image", "rename", "idle", "busy", *STORE], None),
@@ -138,12 +178,15 @@ SCRIPTS = [
     ("clone reset to", ["clone", "reset", "clones/bob.vhdx", "--to", "latest", *STORE], None),
     ("clone save", ["clone", "save", "clones/bob.vhdx", "two", *STORE], None),
     ("clone revert", ["clone", "revert", "clones/alice.vhdx", "one", *STORE], None),
+    ("clone drop", ["clone", "drop", "clones/alice.vhdx", "one", *STORE], None),
+    ("clone rebase", ["clone", "rebase", "clones/bob.vhdx", *STORE], None),
+    ("clone compact", ["clone", "compact", "clones/bob.vhdx", *STORE], None),
     ("clone resize", ["clone", "resize", "clones/bob.vhdx", "--size", "64M", *STORE], None),
     ("clone hydrate", ["clone", "hydrate", "clones/bob.vhdx", *STORE], None),
     ("clone flatten", ["clone", "flatten", "clones/bob.vhdx", *STORE], None),
     ("clone rename", ["clone", "rename", "clones/alice.vhdx", "clones/carol.vhdx", *STORE], None),
     ("clone protect", ["clone", "protect", "clones/bob.vhdx", *STORE], None),
-    ("clone expire", ["clone", "expire", "clones/bob.vhdx", "--ttl", "1h", *STORE], None),
+    ("clone expire", ["clone", "expire", "clones/old.vhdx", "--never", *STORE], None),
     ("clone remove", ["clone", "remove", "clones/alice.vhdx", *STORE], None),
     ("clone prune", ["clone", "prune", "--expired", *STORE], None),
 ]
@@ -154,8 +197,36 @@ def whole_file(path):
         return hashlib.sha256(file.read()).hexdigest()
 
 
+# What stands in a fresh world under each name of a disk: its time stamp, its bytes, what it shows.
+known = {}
+
+
+def stamp(path):
+    there = os.stat(os.path.join(WORLD, path))
+    return there.st_mtime_ns, there.st_size
+
+
+def whole(path):
+    with open(os.path.join(WORLD, path), "rb") as file:
+        return file.read()
+
+
+def is_fresh(path):
+    return path in known and os.path.exists(os.path.join(WORLD, path)) and stamp(path) == known[path][0]
+
+
 def virtual(path):
-    """Content, and the names of the parent."""
+    """Content, and the names of the parent. Asked only where a disk, or one beside it that it may stand on, was touched."""
+    around = [other for other in known if os.path.dirname(other) == os.path.dirname(path)]
+    if is_fresh(path) and all(map(is_fresh, around)):
+        return known[path][2]
+    if path == "chain/damaged.vhdx":
+        report = json.loads(call("check", path, "--json", ok=None).stdout)
+        return json.dumps([report["errors"], report["warnings"]]) + shows(path)
+    return shows(path)
+
+
+def shows(path):
     done = call("digest", path, *ANYWHERE, ok=None)
     if done.returncode != 0:
         return f"exit {done.returncode}: {done.stderr.decode()[:200]}"
@@ -164,7 +235,7 @@ def virtual(path):
 
 
 VOLATILE = {"created", "created_at", "changed", "sealed", "sealed_at", "id", "disk_id", "identity", "file_write_guid", "data_write_guid", "linkage",
-            "allocated", "apparent", "diverged", "steps", "expires", "age", "lock", "milliseconds", "modified", "saved", "saved_at", "sizes",
+            "allocated", "apparent", "diverged", "steps", "age", "lock", "milliseconds", "modified", "saved", "saved_at", "sizes",
             "accessed", "last_used", "at"}
 
 
@@ -208,6 +279,14 @@ def difference(a, b):
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
+def brief(what):
+    return {key: tuple(value and value[:160] for value in pair) for key, pair in what.items()}
+
+
+# The hidden file that was to become the result of a verb that died.
+HIDDEN = r"(.*/)?\.[^/]*\.tmp"
+
+
 # Pieces of 512 bytes that are the old or the new ones, for verbs whose writes are not one act.
 def pieces(path):
     done = call("read", path, *ANYWHERE, ok=None)
@@ -224,10 +303,16 @@ def images():
         for name in names:
             if name.endswith(".vhdx") and ".work" not in directory:
                 path = os.path.join(directory, name)
-                found[os.path.relpath(path, WORLD)] = (whole_file(path), os.stat(path).st_mtime_ns)
-    for path in ("plain.vhdx", "other/plain.vhdx"):
-        found[path] = (whole_file(f"{WORLD}/{path}"), os.stat(f"{WORLD}/{path}").st_mtime_ns)
+                path = os.path.relpath(path, WORLD)
+                found[path] = (seen(path), stamp(path))
+    for path in ("plain.vhdx", "other/plain.vhdx", "chain/base.vhdx", "chain/next.vhdx"):
+        found[path] = (seen(path), stamp(path))
     return found
+
+
+def seen(path):
+    bytes_now = whole(path)
+    return "as ever" if path in known and bytes_now == known[path][1] else hashlib.sha256(bytes_now).hexdigest()
 
 
 def traced(words, stdin, *options):
@@ -294,40 +379,88 @@ def judge(name, words, stdin, group, error, place, repeat, old, new, sealed):
     now = state()
     if error == "KILL" and words[0] not in ("image", "clone"):
         # Outside of a store nobody sweeps: the hidden file that was to become the result stays.
-        now = {path: what for path, what in now.items() if not re.fullmatch(r"\.new\.\w+\.\w+\.tmp", path)}
+        now = {path: what for path, what in now.items() if not re.fullmatch(HIDDEN, path)}
     against_old, against_new = difference(old, now), difference(new, now)
     succeeded = error != "KILL" and done.returncode == 0
-    if succeeded and against_new and set(against_new) - LIMBO.get(name, set()):
-        raise Broken(f"ended well, but: {against_new}")
+    if succeeded and against_new and not (is_busy(name, group, error, done) and not against_old):
+        raise Broken(f"ended well ({done.stdout.decode().strip()}), but: {brief(against_new)}")
     if not succeeded and against_old and against_new and not allowed_limbo(name, now, old, new):
-        raise Broken(f"ended with {done.returncode} ({said}); neither old: {against_old} nor new: {against_new}")
+        raise Broken(f"ended with {done.returncode} ({said}); neither old: {brief(against_old)} nor new: {brief(against_new)}")
     if not against_new:
         return True
     again = call(*words, stdin=stdin, ok=None)
     if again.returncode != 0:
         raise Broken(f"ended with {done.returncode} ({said}); again it ends with {again.returncode}: {again.stderr.decode().strip()}")
-    left = {path: what for path, what in difference(new, state()).items() if not re.fullmatch(r"\.new\.\w+\.\w+\.tmp", path)}
+    left = {path: what for path, what in difference(new, state()).items() if not re.fullmatch(HIDDEN, path)}
     if left:
-        raise Broken(f"ended with {done.returncode} ({said}); run again it leaves {left}")
+        raise Broken(f"ended with {done.returncode} ({said}); run again it leaves {brief(left)}")
     return True
 
 
-LIMBO = {}
+def is_busy(name, group, error, done):
+    """A prune leaves what somebody else has locked, and says so: that is no failure."""
+    return name in ("image prune", "clone prune") and group == "lock" and error == "EAGAIN" and b"in use" in done.stdout
+
+
+# The disk that a verb changes piece by piece.
+PIECEWISE = {"write": "child.vhdx", "trim": "child.vhdx", "merge": "chain/mid.vhdx", "merge delete": "chain/mid.vhdx"}
 
 
 def allowed_limbo(name, now, old, new):
-    """Writes to a disk are pieces and not one act: each is old or new."""
-    if name not in ("write", "trim"):
+    """Writes to a disk are pieces and not one act: each is old or new. A merge may have changed a part of the ancestor, or all of it and
+    not yet removed the child."""
+    if name not in PIECEWISE:
         return False
-    rest = {key for key in now.keys() | old.keys() if now.get(key) != old.get(key)} - {"child.vhdx"}
-    return not rest and is_mixture(pieces("child.vhdx"), *MIXED[name])
+    rest = {key for key in now.keys() | old.keys() if now.get(key) != old.get(key)} - {PIECEWISE[name]}
+    return not rest and is_mixture(pieces(PIECEWISE[name]), *MIXED[name])
 
 
 MIXED = {}
 
 
+def perform(script):
+    """All faults of one script. Says how many runs there were, how many calls failed, and what was broken."""
+    name, words, stdin = script
+    if not known:
+        work_in(f"{WORK}/{os.getpid()}")
+        build_world()
+    rng = random.Random(f"{args.seed}/{name}")
+    started, met, runs, listed, broken = time.monotonic(), 0, 0, 0, []
+    restore()
+    old, sealed = state(), images()
+    call("clone", "repair", *STORE)
+    call("image", "sweep", *STORE)
+    assert state() == old, f"a sweep of a sound world changes it: {difference(old, state())}"
+    before = pieces(PIECEWISE[name]) if name in PIECEWISE else None
+    call(*words, stdin=stdin)
+    new = state()
+    if name in PIECEWISE:
+        MIXED[name] = (before, pieces(PIECEWISE[name]))
+    assert (new != old) == (name not in QUIET), f"{name} changes nothing"
+    if name.startswith(("image remove", "image prune", "image rename")):
+        sealed = {path: what for path, what in sealed.items() if "idle" not in path}
+    for group, (calls, errors) in GROUPS.items():
+        where = places(words, stdin, calls)
+        listed += len(where)
+        for error in errors if not args.list else []:
+            for repeat in (ONCE, ON):
+                if repeat == ON and error in ("KILL", "EINTR", "short"):
+                    continue
+                for place in where:
+                    if args.every > 1 and rng.randrange(args.every):
+                        continue
+                    runs += 1
+                    try:
+                        met += judge(name, words, stdin, group, error, place, repeat, old, new, sealed)
+                    except (Broken, AssertionError, FileNotFoundError) as what:
+                        broken.append(f"{name}: {group} {error} at {place}{repeat}: {what}")
+                        print("BROKEN", broken[-1], flush=True)
+    if args.verbose or args.list:
+        print(f"{name}: {listed} calls, {met} met, {time.monotonic() - started:.0f} s", flush=True)
+    return listed, runs, met, broken
+
+
 def main():
-    build_world()
     scripts = [script for script in SCRIPTS if not args.only or script[0] in args.only.split(",")]
     if args.every > 10 and not args.only:
         # A sample has no time for both: a flattening hydrates first.
@@ -335,48 +468,15 @@ def main():
     extra = os.environ.get("DIFFDISK_FAULT_SCRIPTS")
     if extra:
         scripts += [(words, words.split(), None) for words in extra.splitlines()]
-    rng = random.Random(args.seed)
-    met, runs, broken = 0, 0, []
-    for name, words, stdin in scripts:
-        started, met_before = time.monotonic(), met
-        restore()
-        old, sealed = state(), images()
-        call("clone", "repair", *STORE)
-        call("image", "sweep", *STORE)
-        assert state() == old, f"a sweep of a sound world changes it: {difference(old, state())}"
-        before = pieces("child.vhdx")
-        call(*words, stdin=stdin)
-        new = state()
-        if name in ("write", "trim"):
-            MIXED[name] = (before, pieces("child.vhdx"))
-        assert (new != old) == (name not in QUIET), f"{name} changes nothing"
-        if name.startswith("image remove") or name.startswith("image prune") or name.startswith("image rename"):
-            sealed = {path: what for path, what in sealed.items() if "idle" not in path}
-        for group, (calls, errors) in GROUPS.items():
-            where = places(words, stdin, calls)
-            if args.list:
-                print(f"{name}: {group}: {len(where)} calls")
-                continue
-            for error in errors:
-                for repeat in (ONCE, ON):
-                    if repeat == ON and error in ("KILL", "EINTR", "short"):
-                        continue
-                    for place in where:
-                        if args.every > 1 and rng.randrange(args.every):
-                            continue
-                        runs += 1
-                        try:
-                            met += judge(name, words, stdin, group, error, place, repeat, old, new, sealed)
-                        except Broken as what:
-                            broken.append(f"{name}: {group} {error} at {place}{repeat}: {what}")
-                            print("BROKEN", broken[-1], flush=True)
-                        except AssertionError as what:
-                            broken.append(f"{name}: {group} {error} at {place}{repeat}: {what}")
-                            print("BROKEN", broken[-1], flush=True)
-        if args.verbose:
-            print(f"{name}: {met - met_before} met, {time.monotonic() - started:.0f} s", flush=True)
+    listed, runs, met, broken = 0, 0, 0, []
+    with multiprocessing.Pool(args.jobs) as pool:
+        for one in pool.imap_unordered(perform, scripts):
+            listed, runs, met, broken = listed + one[0], runs + one[1], met + one[2], broken + one[3]
     shutil.rmtree(WORK, ignore_errors=True)
-    print(f"faults: {len(scripts)} verbs, {runs} runs, {met} system calls failed, {len(broken)} broken promises, seed {args.seed}")
+    print(
+        f"faults: {met} system calls failed in {runs} runs of {len(scripts)} verbs, every {args.every}. of their {listed} places, seed {args.seed}: "
+        f"{len(broken)} broken promises"
+    )
     if met == 0 and not args.list:
         sys.exit("nothing was run")
     sys.exit(1 if broken else 0)

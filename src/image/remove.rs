@@ -24,6 +24,16 @@ pub struct Pruned {
     pub kept: Vec<(String, StoreError)>,
 }
 
+impl Pruned {
+    /// The first failure among what was kept. What stays because it is in use or protected is what was asked for; anything else is
+    /// something that could not be looked at or removed, and whoever prunes every night has to hear of it.
+    pub fn failure(&self) -> Option<&StoreError> {
+        // By variant and not by kind: a directory that may not be read is "denied" too.
+        let is_wanted = |why: &StoreError| matches!(why, StoreError::Protected { .. }) || why.kind() == ErrorKind::InUse;
+        self.kept.iter().map(|(_, why)| why).find(|why| !is_wanted(why))
+    }
+}
+
 impl CloneDisk {
     /// Removes the clone with its savepoints.
     ///
@@ -177,4 +187,21 @@ impl Store {
 
 fn shown(path: &Path) -> String {
     path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn what_could_not_be_looked_at_is_a_failure_and_what_is_protected_is_none() {
+        let of = |why| Pruned { removed: Vec::new(), kept: vec![("app@1".to_owned(), why)] };
+        let denied = StoreError::io("list", "images/.clones")(io::ErrorKind::PermissionDenied.into());
+        assert_eq!(denied.kind(), ErrorKind::Denied);
+        assert!(of(denied).failure().is_some(), "a directory that may not be read");
+        assert!(of(StoreError::Protected { clone: "alice".into() }).failure().is_none());
+        assert!(of(StoreError::HasClones { image: "app@1".to_owned(), clones: Vec::new() }).failure().is_none());
+        assert!(Pruned::default().failure().is_none());
+    }
 }

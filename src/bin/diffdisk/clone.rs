@@ -508,8 +508,7 @@ fn remove(args: &RemoveArgs, ctx: &Context) -> Result<(), CliError> {
     Err(pruned.kept.remove(0).1.into())
 }
 
-/// Prints what was removed and what was not. What stays because it is in use or protected is what was asked for; anything else that
-/// kept one back is a failure, or a nightly job would never hear of a store that cannot be read.
+/// Prints what was removed and what was not, and fails as the first of those that stay for another reason than being in use or protected.
 pub fn report_pruned(pruned: &Pruned, ctx: &Context) -> Result<(), CliError> {
     let kept: Vec<Value> =
         pruned.kept.iter().map(|(name, why)| json!({ "name": name, "kind": exit::key(why.kind()), "message": why.to_string() })).collect();
@@ -517,9 +516,7 @@ pub fn report_pruned(pruned: &Pruned, ctx: &Context) -> Result<(), CliError> {
         pruned.removed.iter().try_for_each(|name| writeln!(out, "removed {name}"))?;
         pruned.kept.iter().try_for_each(|(name, why)| writeln!(out, "kept {name}: {why}"))
     })?;
-    let is_asked_for = |why: &StoreError| matches!(why, StoreError::Protected { .. }) || why.kind() == ErrorKind::InUse;
-    let failed = pruned.kept.iter().find(|(_, why)| !is_asked_for(why));
-    failed.map_or(Ok(()), |(_, why)| Err(why.clone().into()))
+    pruned.failure().map_or(Ok(()), |why| Err(why.clone().into()))
 }
 
 /// What `--json` says of a repair.
