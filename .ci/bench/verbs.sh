@@ -144,10 +144,13 @@ cases = [
         D: (vhdx_file, lambda: ours("resize", "o.vhdx", "--size", str(2 * size)), lambda: qemu("check", "-q", "-f", "vhdx", "o.vhdx")),
         Q: (raw_file, lambda: qemu("resize", "-q", "-f", "raw", "o.raw", str(2 * size)), nothing)}),
     ("commit of 2048 changes (qemu-img: qcow2)", {
-        D: (pair("vhdx"), lambda: ours("merge", "o.vhdx", "--delete"), same("b.raw", "p.vhdx", "-f", "raw", "-F", "vhdx")),
+        D: (pair("vhdx"), lambda: ours("merge", "o.vhdx"), same("b.raw", "p.vhdx", "-f", "raw", "-F", "vhdx")),
         Q: (pair("qcow2"), lambda: qemu("commit", "-q", "-d", "-f", "qcow2", "o.qcow2"), same("b.raw", "p.qcow2", "-f", "raw", "-F", "qcow2"))}),
+    ("the same, and the overlay removed", {
+        D: (pair("vhdx"), lambda: ours("merge", "o.vhdx", "--delete"), nothing),
+        Q: (pair("qcow2"), lambda: (qemu("commit", "-q", "-d", "-f", "qcow2", "o.qcow2"), os.remove("o.qcow2")), nothing)}),
     ("rebase onto an equal base (qemu-img: qcow2)", {
-        D: (pair("vhdx"), lambda: ours("rebase", "o.vhdx", "--onto", "a2.vhdx"), lambda: ours("compare", "o.vhdx", "b.raw")),
+        D: (pair("vhdx"), lambda: ours("rebase", "o.vhdx", "--onto", "a2.vhdx", "--keep-content"), lambda: ours("compare", "o.vhdx", "b.raw")),
         Q: (pair("qcow2"), lambda: qemu("rebase", "-q", "-f", "qcow2", "-b", "a2.qcow2", "-F", "qcow2", "o.qcow2"),
             same("b.raw", "o.qcow2", "-f", "raw", "-F", "qcow2"))}),
     ("change the link only (qemu-img: rebase -u)", {

@@ -1,10 +1,10 @@
 //! Whether two disks hold the same, and where they first do not.
 
-use super::buffer::{Buffer, GRAIN};
+use super::buffer::GRAIN;
 use super::content::Content;
 use super::crew::Crew;
 use super::error::ToolError;
-use super::pairs;
+use super::pairs::{self, Sides};
 use crate::progress::{Cancel, Phase, Progress};
 use std::ops::ControlFlow;
 
@@ -65,17 +65,16 @@ pub fn compare(
     let (common, longer) = (a.size().min(b.size()), a.size().max(b.size()));
     let size = if options.zero_tail { longer } else { common };
     let crew = Crew { workers: options.workers, progress, cancel };
-    let each = |(left, right): &mut (Buffer, Buffer), offset: u64, len: usize| {
-        let (left, right) = (left.first(len), right.first(len));
-        a.read_at(left, offset)?;
-        b.read_at(right, offset)?;
-        Ok(match first_difference(left, right) {
-            None => ControlFlow::Continue(()),
-            Some(at) => ControlFlow::Break(offset + at as u64),
+    let each = |sides: &mut Sides, offset: u64, len: usize| {
+        sides.read((a, b), (offset, len), GRAIN, |at, left, right| {
+            Ok(match first_difference(left, right) {
+                None => ControlFlow::Continue(()),
+                Some(within) => ControlFlow::Break(at + within as u64),
+            })
         })
     };
     let chunks = pairs::chunks(a, b, size, GRAIN as u64)?;
-    let (_, found) = crew.work(Phase::Compare, size, chunks, || (Buffer::new(), Buffer::new()), each)?;
+    let (_, found) = crew.work(Phase::Compare, size, chunks, Sides::new, each)?;
     Ok(found.or((size < longer).then_some(common)))
 }
 

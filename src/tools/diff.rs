@@ -1,10 +1,10 @@
 //! What changed from one disk to another: between two points of a chain, two clones, or any two disks.
 
-use super::buffer::{Buffer, is_zero};
+use super::buffer::is_zero;
 use super::content::Content;
 use super::crew::Crew;
 use super::error::ToolError;
-use super::pairs;
+use super::pairs::{self, Sides};
 use crate::progress::{Cancel, Phase, Progress};
 use std::ops::{ControlFlow, Range};
 
@@ -123,19 +123,17 @@ pub fn diff(
     if options.by_allocation {
         return by_allocation(a, b, size, crew);
     }
-    let state = || (Buffer::new(), Buffer::new(), Vec::new());
-    let each = |(left, right, found): &mut (Buffer, Buffer, Vec<Change>), offset: u64, len: usize| {
-        let (left, right) = (left.first(len), right.first(len));
-        a.read_at(left, offset)?;
-        b.read_at(right, offset)?;
-        for (range, kind) in changes(left, right, unit as usize) {
-            push(found, Change { offset: offset + range.start as u64, len: range.len() as u64, kind });
-        }
-        Ok(ControlFlow::<()>::Continue(()))
+    let each = |(sides, found): &mut (Sides, Vec<Change>), offset: u64, len: usize| {
+        sides.read((a, b), (offset, len), unit as usize, |at, left, right| {
+            for (range, kind) in changes(left, right, unit as usize) {
+                push(found, Change { offset: at + range.start as u64, len: range.len() as u64, kind });
+            }
+            Ok(ControlFlow::<()>::Continue(()))
+        })
     };
     let chunks = pairs::chunks(a, b, size, u64::from(unit.max(4096)))?;
-    let (states, _) = crew.work(Phase::Diff, size, chunks, state, each)?;
-    let mut all: Vec<Change> = states.into_iter().flat_map(|(_, _, found)| found).collect();
+    let (states, _) = crew.work(Phase::Diff, size, chunks, || (Sides::new(), Vec::new()), each)?;
+    let mut all: Vec<Change> = states.into_iter().flat_map(|(_, found)| found).collect();
     all.sort_unstable_by_key(|change| change.offset);
     let mut joined = Vec::with_capacity(all.len());
     all.into_iter().for_each(|change| push(&mut joined, change));

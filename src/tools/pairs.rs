@@ -4,12 +4,13 @@
 //! outside of the files that two disks of one family do not share. So two clones of one image are compared in a time that follows their
 //! changes, and two unrelated files in a time that follows their data.
 
+use super::buffer::Buffer;
 use super::chunks::Chunks;
 use super::content::{Content, Place, Stretch, Stretches};
 use super::error::{About, ToolError};
 use crate::chain::Disk;
 use std::iter::Peekable;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 /// A stretch that is not known to be the same on both sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,5 +147,43 @@ impl Iterator for Zip<'_> {
             }
         }
         None
+    }
+}
+
+/// Two contents are read this many bytes at a time, so that both sides are still in the processor's nearest cache of a megabyte or two
+/// when they are compared; a whole chunk of each does not fit (figures in `docs/bench/2026-11-26.md`).
+const SIDE: usize = 256 << 10;
+
+/// Room for both sides of a comparison.
+#[derive(Debug)]
+pub(crate) struct Sides {
+    a: Buffer,
+    b: Buffer,
+}
+
+impl Sides {
+    pub(crate) fn new() -> Self {
+        Self { a: Buffer::new(), b: Buffer::new() }
+    }
+
+    /// Reads both sides of a chunk, whole `unit`s at a time, and shows them to `look` with their offset until that has found enough.
+    pub(crate) fn read<B>(
+        &mut self,
+        (a, b): (&Content<'_>, &Content<'_>),
+        (offset, len): (u64, usize),
+        unit: usize,
+        mut look: impl FnMut(u64, &[u8], &[u8]) -> Result<ControlFlow<B>, ToolError>,
+    ) -> Result<ControlFlow<B>, ToolError> {
+        let step = SIDE.max(unit);
+        for from in (0..len).step_by(step) {
+            let (at, part) = (offset + from as u64, step.min(len - from));
+            let (left, right) = (self.a.first(part), self.b.first(part));
+            a.read_at(left, at)?;
+            b.read_at(right, at)?;
+            if let ControlFlow::Break(enough) = look(at, left, right)? {
+                return Ok(ControlFlow::Break(enough));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 }

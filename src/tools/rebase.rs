@@ -38,7 +38,7 @@ use super::content::Content;
 use super::crew::Crew;
 use super::diff::changes;
 use super::error::{About, ToolError};
-use super::pairs;
+use super::pairs::{self, Sides};
 use crate::chain::{Disk, OpenOptions, ParentPolicy, RelinkError};
 use crate::disk::error::DiskError;
 use crate::format::ParentLocator;
@@ -215,8 +215,7 @@ struct Rebase<'a> {
 
 /// What a worker found.
 struct Found {
-    old: Buffer,
-    new: Buffer,
+    sides: Sides,
     shown: Buffer,
     conflicts: Vec<Range<u64>>,
     inherited: u64,
@@ -273,8 +272,7 @@ impl Rebase<'_> {
         let shown = Content::of(&self.disk, self.child);
         let (size, unit) = (self.disk.size(), self.options.unit as usize);
         let state = || Found {
-            old: Buffer::new(),
-            new: Buffer::new(),
+            sides: Sides::new(),
             shown: Buffer::new(),
             conflicts: Vec::new(),
             inherited: 0,
@@ -283,32 +281,31 @@ impl Rebase<'_> {
             pins: Vec::new(),
         };
         let each = |found: &mut Found, offset: u64, len: usize| {
-            let (was, is) = (found.old.first(len), found.new.first(len));
-            old.read_at(was, offset)?;
-            new.read_at(is, offset)?;
-            for (range, _) in changes(was, is, unit) {
-                let place = offset + range.start as u64..offset + range.end as u64;
-                if self.options.keep_content {
-                    let bytes = &was[range];
-                    found.copied += self.keep(old, place, bytes, &mut found.pins)?;
-                    continue;
-                }
-                for (from, is) in (place.start..).step_by(unit).zip(is[range].chunks(unit)) {
-                    let unit = from..from + is.len() as u64;
-                    if !self.is_own(unit.clone())? {
-                        found.inherited += is.len() as u64;
+            let Found { sides, shown: buffer, conflicts, inherited, agreed, copied, pins } = found;
+            sides.read((old, &new), (offset, len), unit, |offset, was, is| {
+                for (range, _) in changes(was, is, unit) {
+                    let place = offset + range.start as u64..offset + range.end as u64;
+                    if self.options.keep_content {
+                        *copied += self.keep(old, place, &was[range], pins)?;
                         continue;
                     }
-                    let shows = found.shown.first(is.len());
-                    shown.read_at(shows, from)?;
-                    if shows == is {
-                        found.agreed += is.len() as u64;
-                    } else {
-                        push(&mut found.conflicts, unit);
+                    for (from, is) in (place.start..).step_by(unit).zip(is[range].chunks(unit)) {
+                        let unit = from..from + is.len() as u64;
+                        if !self.is_own(unit.clone())? {
+                            *inherited += is.len() as u64;
+                            continue;
+                        }
+                        let shows = buffer.first(is.len());
+                        shown.read_at(shows, from)?;
+                        if shows == is {
+                            *agreed += is.len() as u64;
+                        } else {
+                            push(conflicts, unit);
+                        }
                     }
                 }
-            }
-            Ok(ControlFlow::<()>::Continue(()))
+                Ok(ControlFlow::<()>::Continue(()))
+            })
         };
         let chunks = pairs::chunks(old, &new, size, (unit as u64).max(4096))?;
         let (states, _) = self.crew.work(Phase::Rebase, size, chunks, state, each)?;

@@ -30,11 +30,14 @@ mod image;
 mod info;
 mod map;
 mod merge;
+#[cfg(target_os = "linux")]
+mod mount;
 mod rebase;
 mod relink;
 mod resize;
 mod sealed;
 mod serve;
+mod served;
 mod shell;
 mod table;
 
@@ -75,6 +78,8 @@ enum Verb {
     Flatten(merge::FlattenArgs),
     Rebase(rebase::RebaseArgs),
     Serve(serve::ServeArgs),
+    #[cfg(target_os = "linux")]
+    Mount(mount::MountArgs),
     #[command(subcommand)]
     Image(image::ImageVerb),
     #[command(subcommand)]
@@ -109,6 +114,8 @@ impl Verb {
             Self::Flatten(args) => merge::run_flatten(args, ctx),
             Self::Rebase(args) => rebase::run(args, ctx),
             Self::Serve(args) => serve::run(args, ctx),
+            #[cfg(target_os = "linux")]
+            Self::Mount(args) => mount::run(args, ctx),
             Self::Completions(args) => shell::run_completions(args, Cli::command(), ctx),
             Self::Man(args) => shell::run_man(args, Cli::command(), ctx),
         }

@@ -2,16 +2,11 @@
 
 use crate::args::ParentsArgs;
 use crate::context::Context;
-use crate::error::{About, CliError};
-use crate::sealed;
-#[cfg(unix)]
-use diffdisk::Control;
-use diffdisk::export::BlockDevice;
+use crate::error::CliError;
+use crate::served::Served;
 use diffdisk::export::nbd::{Export, NbdError, NbdServer};
-use diffdisk::{Disk, LiveClone, Store};
 use serde::Serialize;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 /// Serves a disk over NBD until Ctrl-C or SIGTERM, then flushes and closes it. A clone of a store can be saved meanwhile with `clone save`.
 #[derive(Debug, clap::Args)]
@@ -51,54 +46,6 @@ struct Answer {
     can_be_saved: bool,
 }
 
-/// What is served.
-enum Served {
-    Disk(Arc<Disk>),
-    Clone(Box<LiveClone>),
-}
-
-impl Served {
-    fn open(args: &ServeArgs) -> Result<Self, CliError> {
-        if args.read_only {
-            return Ok(Self::Disk(Arc::new(Disk::open(&args.file, &args.parents.read_only()).about(&args.file)?)));
-        }
-        match Store::clone_of_file(&args.file) {
-            Ok(Some(clone)) => Ok(Self::Clone(Box::new(clone.open_live()?))),
-            _ => Ok(Self::Disk(Arc::new(sealed::open_writable(&args.file, &args.parents)?))),
-        }
-    }
-
-    fn device(&self) -> Arc<dyn BlockDevice> {
-        match self {
-            Self::Disk(disk) => disk.clone(),
-            Self::Clone(live) => live.disk(),
-        }
-    }
-
-    /// The socket on which others ask for a save.
-    #[cfg(unix)]
-    fn control(&self) -> Option<Control> {
-        let Self::Clone(live) = self else { return None };
-        match Control::open(live) {
-            Ok(control) => Some(control),
-            Err(e) => {
-                eprintln!("diffdisk: {e}; the clone is served, and cannot be saved meanwhile");
-                None
-            }
-        }
-    }
-
-    fn close(self, args: &ServeArgs) -> Result<(), CliError> {
-        match self {
-            Self::Disk(disk) => {
-                let disk = Arc::into_inner(disk).expect("a stopped server holds no disk");
-                if args.read_only { Ok(()) } else { disk.close().about(&args.file) }
-            }
-            Self::Clone(live) => Ok(live.close()?),
-        }
-    }
-}
-
 impl From<NbdError> for CliError {
     fn from(e: NbdError) -> Self {
         Self::new(e.kind(), e.to_string())
@@ -107,7 +54,7 @@ impl From<NbdError> for CliError {
 
 /// Serves until stopped. Where the disk is to be had is printed as soon as clients can connect.
 pub fn run(args: &ServeArgs, ctx: &Context) -> Result<(), CliError> {
-    let served = Served::open(args)?;
+    let served = Served::open(&args.file, args.read_only, &args.parents)?;
     let about = args.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let mut server = NbdServer::new()
         .export(Export::new(&args.name, served.device()).description(about))
@@ -140,18 +87,8 @@ pub fn run(args: &ServeArgs, ctx: &Context) -> Result<(), CliError> {
     ctx.emit(&answer, |out| answer.uris.iter().try_for_each(|uri| writeln!(out, "{uri}")))?;
     ctx.flush()?;
     #[cfg(unix)]
-    std::thread::scope(|scope| {
-        let stopper = control.as_ref().map(Control::stopper);
-        if let (Some(control), Served::Clone(live)) = (&control, &served) {
-            scope.spawn(move || control.run(live));
-        }
-        let waited = running.wait();
-        if let Some(stopper) = stopper {
-            stopper.stop();
-        }
-        waited
-    })?;
+    served.answering(control.as_ref(), || running.wait())?;
     #[cfg(not(unix))]
     running.wait()?;
-    served.close(args)
+    served.close(&args.file)
 }
