@@ -60,6 +60,26 @@ fn from_a_raw_file_to_clones_and_back() {
 }
 
 #[test]
+fn what_is_sealed_is_not_replaced_by_force() {
+    let place = Place::new();
+    place.ok("image create app db.img");
+    place.ok("clone create app c");
+    place.ok("clone save c s");
+    let parent = place.json("clone show c")["parents"][0].as_str().unwrap().to_owned();
+    for (file, what) in [("images/app/1.vhdx", "the image app@1"), (parent.as_str(), "the savepoint s")] {
+        let before = std::fs::read(place.home.join(file)).unwrap();
+        for verb in [
+            "create {} --size 1M --force",
+            "convert db.img {} --to vhdx --force",
+            "diff c.vhdx db.img --export {} --parents images --force",
+        ] {
+            assert!(place.fails(4, &verb.replace("{}", file)).contains(what), "{verb}");
+        }
+        assert_eq!(std::fs::read(place.home.join(file)).unwrap(), before);
+    }
+}
+
+#[test]
 fn the_keys_are_those_of_the_documentation() {
     let place = Place::new();
     let documented = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).unwrap();

@@ -3,6 +3,7 @@
 use crate::args::{Format, ParentsArgs, bytes, human, small_bytes};
 use crate::context::Context;
 use crate::error::CliError;
+use crate::sealed;
 use diffdisk::{Content, ConvertOptions, Converted, convert, copy_out};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -76,6 +77,9 @@ pub fn run(args: &ConvertArgs, ctx: &Context) -> Result<(), CliError> {
     let options = options(args, to)?;
     if args.dst.as_os_str() == "-" {
         return to_stdout(args, from, to, ctx);
+    }
+    if args.force {
+        sealed::refuse(&args.dst)?;
     }
     let (bar, cancel) = ctx.watch()?;
     let source = from.open(&args.src, &args.parents)?;

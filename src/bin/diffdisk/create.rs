@@ -3,6 +3,7 @@
 use crate::args::{ParentsArgs, bytes, human, small_bytes};
 use crate::context::Context;
 use crate::error::{About, CliError};
+use crate::sealed;
 use diffdisk::{CreateOptions, Disk};
 use serde_json::json;
 use std::path::PathBuf;
@@ -70,6 +71,9 @@ impl CreateArgs {
 
 /// Runs the verb.
 pub fn run(args: &CreateArgs, ctx: &Context) -> Result<(), CliError> {
+    if args.force {
+        sealed::refuse(&args.file)?;
+    }
     let options = args.options();
     let disk = match &args.parent {
         None => Disk::create(&args.file, &options),

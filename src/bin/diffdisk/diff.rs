@@ -85,6 +85,9 @@ fn export(args: &DiffArgs, out: &std::path::Path, formats: (Format, Format), ctx
     if formats.0 != Format::Vhdx {
         return Err(CliError::usage("changes are exported as a child of A, so A must be a VHDX"));
     }
+    if args.force {
+        crate::sealed::refuse(out)?;
+    }
     let (bar, cancel) = ctx.watch()?;
     let b = formats.1.open(&args.b, &args.parents)?;
     let mut options = ConvertOptions::child_of(&args.a, args.parents.policy())

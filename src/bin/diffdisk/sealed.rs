@@ -1,5 +1,6 @@
 //! What a store has frozen: images, whose digests and clones depend on every byte, and savepoints, on which other savepoints and clones stand. The files'
-//! permissions say so to everybody but root; the verbs that change a file in place ask the store as well, whoever calls.
+//! permissions say so to everybody but root; the verbs that change a file in place, or replace it on demand, ask the store as well, whoever
+//! calls.
 
 use crate::args::ParentsArgs;
 use crate::error::{About, CliError};
