@@ -7,7 +7,7 @@ use crate::exit;
 use crate::table;
 use diffdisk::{
     Cancel, CloneBase, CloneDisk, CloneOptions, CloneSummary, ErrorKind, IfExists, Origin, Pruned, RebaseOptions, Repaired, ResetOptions,
-    Savepoint, Step, StoreError, Timestamp,
+    Savepoint, Step, Timestamp,
 };
 use serde_json::{Value, json};
 use std::path::PathBuf;
