@@ -95,6 +95,19 @@ sound disk.vhdx model.raw
 status=0
 "$diffdisk" resize disk.vhdx --size 1G >/dev/null 2>&1 || status=$?
 [ $status != 0 ] || die "a parent was resized under its child"
+# The child itself, which qemu-img cannot read: changed, trimmed, compacted, made longer and shorter again, and read by 7-Zip, which follows its link.
+cp --sparse=always model.raw child.raw
+head -c 20M /dev/urandom >new.raw
+"$diffdisk" write child.vhdx --offset 10M <new.raw >/dev/null
+dd if=new.raw of=child.raw bs=1M seek=10 conv=notrunc status=none
+"$diffdisk" trim child.vhdx --offset 12M --length 6M >/dev/null
+dd if=/dev/zero of=child.raw bs=1M seek=12 count=6 conv=notrunc status=none
+"$diffdisk" compact child.vhdx >/dev/null
+"$diffdisk" resize child.vhdx --size 300G >/dev/null
+"$diffdisk" resize child.vhdx --size 256M --shrink >/dev/null
+"$diffdisk" compare child.vhdx child.raw >/dev/null || die "the child shows something else"
+need p7zip-full 7z
+[ "$(7z e -so -tVHDX child.vhdx 2>/dev/null | sha256sum)" = "$(sha256sum <child.raw)" ] || die "7-Zip reads the compacted and resized child otherwise"
 rm child.vhdx
 say "grown to 300 GiB and back: qemu-img reads both as the model; content and children are not cut off"
 
