@@ -279,6 +279,31 @@ fn a_cancelled_image_leaves_nothing_or_what_it_takes_to_resume() {
 }
 
 #[test]
+fn nothing_is_made_to_stand_on_a_disk_that_took_the_images_place() {
+    let world = World::new();
+    let image = world.image("app");
+    let clone = image.create_clone(world.dir.path().join("alice"), &Default::default()).unwrap();
+    let disk = clone.open().unwrap();
+    disk.write_at(b"mine", 0).unwrap();
+    disk.close().unwrap();
+    let other = world.dir.path().join("other.vhdx");
+    Disk::create(&other, &CreateOptions::dynamic(image.manifest().virtual_size)).unwrap().close().unwrap();
+    let before = std::fs::read(clone.path()).unwrap();
+    std::fs::rename(image.path(), world.dir.path().join("sealed.vhdx")).unwrap();
+    std::fs::rename(&other, image.path()).unwrap();
+    let refused = clone.reset(&ResetOptions::default()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Damaged, "{refused}");
+    assert!(refused.to_string().contains("data write GUID"), "{refused}");
+    assert_eq!(std::fs::read(clone.path()).unwrap(), before, "the clone keeps what it had");
+    let made = image.create_clone(world.dir.path().join("bob"), &Default::default()).unwrap_err();
+    assert_eq!(made.kind(), ErrorKind::Damaged, "{made}");
+    assert!(!world.dir.path().join("bob.vhdx").exists());
+    std::fs::rename(world.dir.path().join("sealed.vhdx"), image.path()).unwrap();
+    clone.reset(&ResetOptions::default()).unwrap();
+    image.create_clone(world.dir.path().join("bob"), &Default::default()).unwrap();
+}
+
+#[test]
 fn verify_names_the_first_bad_block() {
     let world = World::new();
     let image = world.image("app");

@@ -413,7 +413,7 @@ def allowed_limbo(name, now, old, new):
         # The clone may stand below the savepoint already, with the same content, and the savepoint still be there, whole: a drop that goes on.
         clone = "clones/alice.vhdx"
         rest = {key for key in now.keys() | old.keys() if now.get(key) != old.get(key)} - {clone}
-        return not rest and now[clone].split(" ")[0] == old[clone].split(" ")[0]
+        return not rest and now.get(clone) == new.get(clone)
     if name not in PIECEWISE:
         return False
     rest = {key for key in now.keys() | old.keys() if now.get(key) != old.get(key)} - {PIECEWISE[name]}

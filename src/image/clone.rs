@@ -243,7 +243,7 @@ impl CloneDisk {
             return Err(StoreError::SavepointsInTheWay { clone: self.path.clone(), names, next });
         }
         let image = self.reset_target(&record, options)?;
-        image.refuse_if_missing()?;
+        image.refuse_if_other()?;
         let guid = image.manifest().data_write_guid;
         let block_size = self.block_size();
         let claim = self.claim()?;

@@ -175,7 +175,7 @@ impl Image {
         let mut recorded = self.store.create_record(&record, options.durability())?;
         let mut unfinished = Unfinished { store: &self.store, id: record.id, files: Vec::new(), finished: false };
         self.refuse_if_gone()?;
-        self.refuse_if_missing()?;
+        self.refuse_if_other()?;
         // A sidecar that a power cut spoils is written again from the record, so two syncs are saved here.
         let mut reserved = clone.reserve(&record, Durability::Quick)?;
         unfinished.files.push(clone.sidecar());

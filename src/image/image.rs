@@ -142,6 +142,23 @@ impl Image {
         Err(StoreError::NoFile { what: format!("the disk of {}", self.reference()), path: self.path(), next })
     }
 
+    /// Before something is made to stand on it: its disk is there, and the one that was sealed. A file that was put in its place would be what new
+    /// clones show, and what `verify` says is too late for them.
+    pub(super) fn refuse_if_other(&self) -> Result<(), StoreError> {
+        self.refuse_if_missing()?;
+        let path = self.path();
+        let disk = Disk::open(&path, &OpenOptions::new().parents(ParentPolicy::Deny)).map_err(StoreError::open(&path))?;
+        let found = disk.info().map_err(StoreError::disk(&path))?.data_write_guid.get();
+        if found == self.manifest.data_write_guid {
+            return Ok(());
+        }
+        let what = format!(
+            "its data write GUID is {found} and not {}, which was sealed: it is another disk, or was written to",
+            self.manifest.data_write_guid
+        );
+        Err(StoreError::Damaged { path, what, next: "restore it from a copy, or refresh the image" })
+    }
+
     /// The clones that stand on it, which keep it from being removed.
     ///
     /// # Errors
