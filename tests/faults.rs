@@ -11,7 +11,7 @@ mod loud;
 
 use diffdisk::storage::sim::{CallKind, Fault, Lost, Repeat};
 use faults::rig::{Fixture, Target, Wrong, run};
-use faults::script::{self, Kind, Op, Script};
+use faults::script::{self, Kind, Op, Script, Way};
 use loud::loud;
 use std::io::ErrorKind::{
     FileTooLarge, Interrupted, Other, QuotaExceeded, ReadOnlyFilesystem, StaleNetworkFileHandle, StorageFull, Unsupported,
@@ -58,11 +58,11 @@ fn wrongs(script: &Script) -> Vec<Wrong> {
     add(leaf, SetLen, once, &[Fault::Error(QuotaExceeded), Fault::Error(FileTooLarge)]);
     add(leaf, Punch, both, &[Fault::Error(Unsupported), Fault::Error(Other), Fault::Error(StorageFull)]);
     add(leaf, Punch, once, &[Fault::ErrorAfterEffect(Other)]);
-    // A wide disk takes long to set up and is about one thing: making room in the log.
+    // A wide disk takes long to set up and is about one thing: making room in the log. Neither do durable writes change what other calls do.
     let telling = |wrong: &Wrong| {
         matches!(wrong, Wrong::Fault(_, Write, Fault::Error(Other | StorageFull), _) | Wrong::Fault(_, Sync, Fault::Sync(Other, _), _))
     };
-    out.retain(|wrong| script.kind != Kind::Wide || telling(wrong));
+    out.retain(|wrong| script.kind != Kind::Wide && script.way == Way::TwoSyncs || telling(wrong));
     // A sync that says yes and has not: what is promised after a power cut is gone with it.
     let is_cut = script.ops.contains(&Op::PowerCut);
     out.retain(|wrong| !is_cut || !matches!(wrong, Wrong::Fault(_, _, Fault::SyncLate(..), _)));
@@ -83,7 +83,7 @@ fn count_up(fixture: &Fixture, script: &Script, broken: &mut Vec<String>) -> usi
                 Ok(true) => met += 1,
                 Ok(false) => break,
                 Err(what) => {
-                    broken.push(format!("{:?}, {}: {wrong:?} at call {k}: {what}", script.kind, script.name));
+                    broken.push(format!("{:?}, {:?}, {}: {wrong:?} at call {k}: {what}", script.kind, script.way, script.name));
                     break;
                 }
             }

@@ -7,7 +7,7 @@
 
 use super::sparse::SparseFile;
 use crate::storage::{Storage, StorageId, SyncSite};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
 use std::io;
 
 /// The calls that can be made to fail.
@@ -151,6 +151,8 @@ struct State {
 pub struct FaultStorage {
     inner: Arc<dyn Storage>,
     state: Mutex<State>,
+    /// See [`FaultStorage::offer_durable_writes`].
+    durable: AtomicBool,
 }
 
 impl FaultStorage {
@@ -168,7 +170,7 @@ impl FaultStorage {
             at = start + n.max(1) as u64;
         }
         device.set_len(inner.len()?);
-        Ok(Self { inner, state: Mutex::new(State { device, ..State::default() }) })
+        Ok(Self { inner, state: Mutex::new(State { device, ..State::default() }), durable: AtomicBool::new(false) })
     }
 
     /// Around `copy`, a copy of the file under this one, with the same content of the device. Costs almost nothing, unlike
@@ -176,7 +178,13 @@ impl FaultStorage {
     #[must_use]
     pub fn fork(&self, copy: Arc<dyn Storage>) -> Self {
         let state = State { device: self.state.lock().device.clone(), ..State::default() };
-        Self { inner: copy, state: Mutex::new(state) }
+        Self { inner: copy, state: Mutex::new(state), durable: AtomicBool::new(self.durable.load(Ordering::Relaxed)) }
+    }
+
+    /// Says whether it offers [`Storage::write_durable`] as something cheaper than a sync; it does not, unless told to. Such a write is a
+    /// write and a sync by count, and either may fail; what it hardens is its own range and nothing else.
+    pub fn offer_durable_writes(&self, offered: bool) {
+        self.durable.store(offered, Ordering::Relaxed);
     }
 
     /// Makes the `k`-th call of a kind from now on (1 is the next) fail, and those after it as `repeat` says.
@@ -270,6 +278,29 @@ impl FaultStorage {
         Ok(n)
     }
 
+    /// Counts a barrier, and says what becomes of it; `lose` is what a loss is for this one.
+    fn meet_sync(&self, site: SyncSite, lose: impl Fn(Lost) -> io::Result<()>) -> io::Result<Met> {
+        let fault = self.meet(CallKind::Sync);
+        let late = {
+            let mut state = self.state.lock();
+            state.sites.push(site);
+            state.late.take()
+        };
+        if let Some(kind) = late {
+            return Err(kind.into());
+        }
+        match fault {
+            Some(Fault::Error(kind)) => Err(kind.into()),
+            Some(Fault::Sync(kind, lost)) => lose(lost).and(Err(kind.into())),
+            Some(Fault::SyncLate(kind, lost)) => {
+                lose(lost)?;
+                self.state.lock().late = Some(kind);
+                Ok(Met::Lied)
+            }
+            fault => Ok(Met::Goes(fault)),
+        }
+    }
+
     fn lose(&self, lost: Lost) -> io::Result<()> {
         let mut state = self.state.lock();
         match lost {
@@ -284,6 +315,14 @@ impl FaultStorage {
             }
         }
     }
+}
+
+/// What a barrier that was not refused does.
+enum Met {
+    /// It says yes and has done nothing.
+    Lied,
+    /// It does what it should, and this comes on top.
+    Goes(Option<Fault>),
 }
 
 /// How many of `n` bytes a short call moves.
@@ -351,25 +390,10 @@ impl Storage for FaultStorage {
     }
 
     fn sync(&self, site: SyncSite) -> io::Result<()> {
-        let fault = self.meet(CallKind::Sync);
-        let late = {
-            let mut state = self.state.lock();
-            state.sites.push(site);
-            state.late.take()
+        let fault = match self.meet_sync(site, |lost| self.lose(lost))? {
+            Met::Lied => return Ok(()),
+            Met::Goes(fault) => fault,
         };
-        if let Some(kind) = late {
-            return Err(kind.into());
-        }
-        match fault {
-            Some(Fault::Error(kind)) => return Err(kind.into()),
-            Some(Fault::Sync(kind, lost)) => return self.lose(lost).and(Err(kind.into())),
-            Some(Fault::SyncLate(kind, lost)) => {
-                self.lose(lost)?;
-                self.state.lock().late = Some(kind);
-                return Ok(());
-            }
-            _ => {}
-        }
         self.inner.sync(site)?;
         let mut state = self.state.lock();
         let dirty = std::mem::take(&mut state.dirty);
@@ -380,6 +404,37 @@ impl Storage for FaultStorage {
                 Dirty::Zero(at, len) => state.device.zero(at, len),
             }
         }
+        match fault {
+            Some(Fault::ErrorAfterEffect(kind) | Fault::ErrorAfterHalf(kind)) => Err(kind.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn writes_durably(&self) -> bool {
+        self.durable.load(Ordering::Relaxed)
+    }
+
+    fn write_durable(&self, buf: &[u8], at: u64, site: SyncSite) -> io::Result<()> {
+        let before = self.state.lock().dirty.len();
+        super::super::write_all(self, buf, at).map_err(|e| io::Error::new(e.source.kind(), e))?;
+        if !self.writes_durably() {
+            return self.sync(site);
+        }
+        let lose = |lost| match lost {
+            // These bytes alone were to be hardened, and are what the system forgets about.
+            Lost::OnDevice => {
+                self.state.lock().dirty.truncate(before);
+                Ok(())
+            }
+            Lost::Nothing | Lost::Everywhere => self.lose(lost),
+        };
+        let fault = match self.meet_sync(site, lose)? {
+            Met::Lied => return Ok(()),
+            Met::Goes(fault) => fault,
+        };
+        self.inner.sync(site)?;
+        // What is waiting below stays where it is in the order, and puts the same bytes there once more.
+        self.state.lock().device.write(buf, at);
         match fault {
             Some(Fault::ErrorAfterEffect(kind) | Fault::ErrorAfterHalf(kind)) => Err(kind.into()),
             _ => Ok(()),
@@ -465,6 +520,30 @@ mod tests {
         file.sync(SyncSite::Payload).unwrap();
         file.power_cut().unwrap();
         assert_eq!(content(&file).len(), 16);
+    }
+
+    #[test]
+    fn a_durable_write_hardens_its_range_and_nothing_else() {
+        let file = fresh();
+        file.offer_durable_writes(true);
+        file.write_durable(&[5; 2], 1, SyncSite::Log).unwrap();
+        file.power_cut().unwrap();
+        assert_eq!(content(&file), [1, 5, 5, 1, 1, 1, 1, 1]);
+        for (lost, seen) in [(Lost::Nothing, 6), (Lost::OnDevice, 6), (Lost::Everywhere, 1)] {
+            let file = fresh();
+            file.offer_durable_writes(true);
+            file.arm(CallKind::Sync, 1, Repeat::Once, Fault::Sync(io::ErrorKind::Other, lost));
+            file.write_durable(&[6; 2], 1, SyncSite::Log).unwrap_err();
+            assert_eq!(content(&file)[1], seen, "{lost:?}");
+            file.sync(SyncSite::Payload).unwrap();
+            file.power_cut().unwrap();
+            assert_eq!(content(&file)[1] == 6, lost == Lost::Nothing, "{lost:?}");
+            assert_eq!(
+                content(&file).len() == 16,
+                lost != Lost::Everywhere,
+                "what else was written is lost only where everything is: {lost:?}"
+            );
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! One script on one disk whose storage fails at one call, and everything that must hold afterwards.
 
 use super::ledger::{Bytes, Ledger, PARENT, PIECE, pattern, tracked};
-use super::script::{KIB, Kind, MIB, Op, SIZE, Script, WIDE};
+use super::script::{KIB, Kind, MIB, Op, SIZE, Script, WIDE, Way};
 use diffdisk::storage::sim::{CallKind, Fault, FaultStorage, Lost, Repeat, SimWorld};
 use diffdisk::storage::{MemoryStorage, Storage, StorageId, SyncSite};
-use diffdisk::{CreateOptions, Disk, DiskError, OpenError, OpenOptions};
+use diffdisk::{CreateOptions, Disk, DiskError, FlushMode, OpenError, OpenOptions};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,6 +67,12 @@ impl Storage for Watch {
     }
     fn sync(&self, site: SyncSite) -> io::Result<()> {
         self.note(CallKind::Sync, 0, self.inner.sync(site))
+    }
+    fn writes_durably(&self) -> bool {
+        self.inner.writes_durably()
+    }
+    fn write_durable(&self, buf: &[u8], at: u64, site: SyncSite) -> io::Result<()> {
+        self.note(CallKind::Sync, at, self.inner.write_durable(buf, at, site))
     }
     fn punch(&self, at: u64, len: u64) -> io::Result<()> {
         self.note(CallKind::Punch, at, self.inner.punch(at, len))
@@ -144,9 +150,10 @@ impl Fixture {
     }
 
     /// Opens a disk over the parent that may fail.
-    fn open_failing(&self, leaf: Arc<dyn Storage>) -> Result<Disk, OpenError> {
+    fn open_failing(&self, leaf: Arc<dyn Storage>, way: Way) -> Result<Disk, OpenError> {
         let parents = self.parent.iter().map(|(_, failing)| Arc::clone(failing) as Arc<dyn Storage>).collect();
-        Disk::open_on(leaf, parents, &OpenOptions::new().writable(true))
+        let mode = if way == Way::PayloadInLog { FlushMode::PayloadInLog } else { FlushMode::default() };
+        Disk::open_on(leaf, parents, &OpenOptions::new().writable(true).flush_mode(mode))
     }
 }
 
@@ -203,6 +210,7 @@ struct Rig<'a> {
     world: SimWorld,
     file: Arc<Watch>,
     disk: Option<Disk>,
+    way: Way,
     ledger: Ledger,
     op: usize,
     wrong: Wrong,
@@ -261,12 +269,13 @@ impl<'a> Rig<'a> {
     fn new(fixture: &'a Fixture, script: &Script, wrong: Wrong) -> Result<Self, String> {
         let world = fixture.world.fork();
         let file = fixture.file.fork(world.open(LEAF).unwrap());
+        file.offer_durable_writes(script.way != Way::TwoSyncs);
         let file = Arc::new(Watch { inner: file, failures: Mutex::default(), flip: AtomicU64::new(0) });
-        let disk = Some(fixture.open_failing(file.clone()).map_err(|e| format!("the fixture does not open: {e}"))?);
+        let disk = Some(fixture.open_failing(file.clone(), script.way).map_err(|e| format!("the fixture does not open: {e}"))?);
         let all = script.setup.iter().chain(&script.ops).chain([&ASIDE]);
         let size = size_of(fixture.kind);
         let ledger = Ledger::new(size, &tracked(size, all), |piece| base(fixture.kind, piece));
-        Ok(Self { fixture, world, file, disk, ledger, op: 0, wrong, failed: Vec::new(), opened_after_loss: false })
+        Ok(Self { fixture, world, file, disk, way: script.way, ledger, op: 0, wrong, failed: Vec::new(), opened_after_loss: false })
     }
 
     /// Performs an operation and keeps the ledger. Reads are compared with it.
@@ -317,7 +326,7 @@ impl<'a> Rig<'a> {
                 let len = self.file.len().map_err(|e| e.to_string())?;
                 self.file.set_len(len + 512).map_err(|e| e.to_string())?;
             }
-            _ => match self.fixture.open_failing(self.file.clone()) {
+            _ => match self.fixture.open_failing(self.file.clone(), self.way) {
                 Ok(disk) => {
                     self.disk = Some(disk);
                     self.opened_after_loss |= self.wrong.sync_loss().is_some() && self.file.inner.hits() > 0;

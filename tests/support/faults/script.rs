@@ -48,6 +48,17 @@ pub enum Kind {
     Wide,
 }
 
+/// How flushes are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Payload, sync, entry, sync.
+    TwoSyncs,
+    /// The entry is one durable write.
+    DurableLog,
+    /// Small payload too, in the same write (`FlushMode::PayloadInLog`).
+    PayloadInLog,
+}
+
 /// A whole experiment. Faults begin after the setup.
 #[derive(Clone, Debug)]
 pub struct Script {
@@ -55,6 +66,7 @@ pub struct Script {
     pub name: &'static str,
     pub setup: Vec<Op>,
     pub ops: Vec<Op>,
+    pub way: Way,
     /// Whether half of each write ends between pieces, so that a write which fails half-way still leaves whole pieces.
     pub halves: bool,
 }
@@ -101,7 +113,7 @@ fn small(kind: Kind) -> Vec<Script> {
         ("flush of nothing", vec![first, Flush], vec![Flush, look, Flush, rewrite, Flush, Close, Open, Flush]),
         ("zero, trim, write, all unflushed", vec![], vec![Op::Zeroes { at: 0, len: MIB }, trim, write(4 * MIB, 8 * KIB), rewrite, Close]),
     ];
-    rows.into_iter().map(|(name, setup, ops)| Script { kind, name, setup, ops, halves: name != "unaligned" }).collect()
+    rows.into_iter().map(|(name, setup, ops)| Script { kind, name, setup, ops, way: Way::TwoSyncs, halves: name != "unaligned" }).collect()
 }
 
 /// A log in which the next entry does not fit behind the last, so that room is made for it.
@@ -111,7 +123,14 @@ fn crowded() -> Script {
     setup.push(Op::Flush);
     setup.extend(touch(0..135, 1));
     let (more, again) = (write(140 * PER_PAGE, 2 * KIB), write(140 * PER_PAGE + KIB, KIB));
-    Script { kind: Kind::Wide, name: "a crowded log", setup, ops: vec![more, Op::Flush, again, Op::Flush], halves: true }
+    Script {
+        kind: Kind::Wide,
+        name: "a crowded log",
+        setup,
+        ops: vec![more, Op::Flush, again, Op::Flush],
+        way: Way::TwoSyncs,
+        halves: true,
+    }
 }
 
 /// All scripts.
@@ -120,5 +139,16 @@ pub fn all() -> Vec<Script> {
     let mut scripts = vec![crowded()];
     scripts.extend(small(Kind::Dynamic));
     scripts.extend(small(Kind::Child));
+    // The other ways to flush. Their log is laid down in advance, which makes a run ten times as long.
+    let again: &[&str] = if std::env::var_os("DIFFDISK_FAULT_WAYS").is_some() {
+        &["flush after flush", "first touch, rewritten", "straddle", "trim and write the same block", "reopen with replay", "two crashes"]
+    } else {
+        &["flush after flush"]
+    };
+    for way in [Way::DurableLog, Way::PayloadInLog] {
+        for kind in [Kind::Dynamic, Kind::Child] {
+            scripts.extend(small(kind).into_iter().filter(|script| again.contains(&script.name)).map(|script| Script { way, ..script }));
+        }
+    }
     scripts
 }
