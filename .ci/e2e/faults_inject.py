@@ -361,6 +361,9 @@ def judge(name, words, stdin, group, error, place, repeat, old, new, sealed):
     if not met:
         return False
     said = done.stderr.decode(errors="replace").strip()
+    if words[0] == "check":
+        # Findings are what it was asked for, and stand where answers stand.
+        said = said or done.stdout.decode(errors="replace").strip()
     if error != "KILL" and done.returncode not in EXITS:
         raise Broken(f"ended with {done.returncode}: {said}")
     # The number counts in each thread, so it may be the complaint itself that cannot be written.
