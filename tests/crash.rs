@@ -110,39 +110,31 @@ fn every_crash_of_three_acts_leaves_old_or_new() {
     assert!(outcome.attempts > 0 && outcome.tally.states as usize >= outcome.attempts.min(100), "a stage that tried nothing");
 }
 
-/// The scripts of payload in the log, tried harder than a round of the campaign does: an eighth of all crashes of each.
-#[test]
-fn payload_in_the_log_leaves_old_or_new() {
+/// Tries crashes of each script, one of `of`, and of every 64th a share of those of its recovery.
+fn leaves_old_or_new(name: &str, scripts: &[Script], of: u64) {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
-    let share = Share { of: knob("DIFFDISK_RIDING_SHARE").unwrap_or(64), nth: 0 };
     let plan = |run: &Run, script: &Script| {
         let mut options = check::options_for(run, script.piece);
-        options.limits.share = share;
+        options.limits.share = Share { of, nth: 0 };
         Plan { options, deep_every: 64, deep_share: 16, only: check::everything }
     };
-    let scripts = script::riding();
     let began = Instant::now();
-    let (violation, states) = first_violation(&scripts, &plan, began + Duration::from_secs(3600));
-    println!("riding: {states} states of {} scripts, {:.0} s", scripts.len(), began.elapsed().as_secs_f64());
+    let (violation, states) = first_violation(scripts, &plan, began + Duration::from_secs(3600));
+    println!("{name}: {states} states of {} scripts, {:.0} s", scripts.len(), began.elapsed().as_secs_f64());
     assert!(violation.is_none(), "{}", violation.unwrap_or_default());
     assert!(states > 1000, "only {states} states");
 }
 
-/// Handles that are dropped, and sessions that only move things about: all crashes of each, a share of those of their recoveries.
+/// The scripts of payload in the log, tried harder than a round of the campaign does.
+#[test]
+fn payload_in_the_log_leaves_old_or_new() {
+    leaves_old_or_new("riding", &script::riding(), knob("DIFFDISK_RIDING_SHARE").unwrap_or(64));
+}
+
+/// Handles that are dropped, and sessions that only move things about.
 #[test]
 fn dropped_handles_and_compactions_leave_old_or_new() {
-    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
-    let plan = |run: &Run, script: &Script| {
-        let mut options = check::options_for(run, script.piece);
-        options.limits.share = Share { of: 2, nth: 0 };
-        Plan { options, deep_every: 64, deep_share: 16, only: check::everything }
-    };
-    let scripts = script::odd();
-    let began = Instant::now();
-    let (violation, states) = first_violation(&scripts, &plan, began + Duration::from_secs(3600));
-    println!("odd: {states} states of {} scripts, {:.0} s", scripts.len(), began.elapsed().as_secs_f64());
-    assert!(violation.is_none(), "{}", violation.unwrap_or_default());
-    assert!(states > 1000, "only {states} states");
+    leaves_old_or_new("odd", &script::odd(), 2);
 }
 
 /// They do ride: a flush of such a script is one durable write, and a page that changes is logged again.

@@ -1,5 +1,6 @@
 //! The trait every exported disk implements.
 
+use crate::storage;
 use std::io;
 use std::ops::ControlFlow;
 
@@ -42,14 +43,7 @@ pub trait BlockDevice: Send + Sync {
     /// As [`BlockDevice::write_at`].
     fn write_zeroes(&self, offset: u64, len: u64, keep_space: bool) -> io::Result<()> {
         let _ = keep_space;
-        let zeros = [0; 64 << 10];
-        let mut done = 0;
-        while done < len {
-            let part = (len - done).min(zeros.len() as u64);
-            self.write_at(&zeros[..part as usize], offset + done)?;
-            done += part;
-        }
-        Ok(())
+        storage::pieces_of_zeros(offset, len).try_for_each(|(at, zeros)| self.write_at(zeros, at))
     }
 
     /// Whether [`BlockDevice::write_zeroes`] of this range is sure to be much faster than writing it.

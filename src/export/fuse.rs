@@ -10,7 +10,7 @@
 
 use super::device::{BlockDevice, ExtentClass};
 use crate::kind::ErrorKind;
-use crate::storage::PageBuffer;
+use crate::storage::{PageBuffer, io_kind};
 use crate::sync::{Arc, Mutex};
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
@@ -64,13 +64,7 @@ impl FuseError {
 
     /// What sort of thing went wrong.
     pub fn kind(&self) -> ErrorKind {
-        match self.source.kind() {
-            io::ErrorKind::NotFound => ErrorKind::NotFound,
-            io::ErrorKind::PermissionDenied => ErrorKind::Denied,
-            io::ErrorKind::ResourceBusy => ErrorKind::InUse,
-            io::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
-            _ => ErrorKind::Io,
-        }
+        io_kind(&self.source)
     }
 }
 
@@ -442,12 +436,12 @@ impl Filesystem for Shown {
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let (Ok(offset), Some(data)) = (
-            u64::try_from(offset),
-            [(libc::SEEK_DATA, true), (libc::SEEK_HOLE, false)].iter().find(|(w, _)| *w == whence).map(|(_, data)| *data),
-        ) else {
-            return reply.error(Errno::EINVAL);
+        let data = match whence {
+            libc::SEEK_DATA => true,
+            libc::SEEK_HOLE => false,
+            _ => return reply.error(Errno::EINVAL),
         };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::EINVAL) };
         match self.seek(offset, data) {
             Ok(Some(at)) => reply.offset(at.cast_signed()),
             Ok(None) => reply.error(Errno::ENXIO),

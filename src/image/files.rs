@@ -8,7 +8,7 @@
 
 use super::StoreError;
 use crate::kind::ErrorKind;
-use crate::storage::{DirVolume, FileStorage, Storage, StorageError, Volume, create_atomically, write_all};
+use crate::storage::{DirVolume, FileStorage, Storage, StorageError, StorageId, Volume, create_atomically, write_all};
 use crate::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -99,6 +99,11 @@ impl Held {
 fn busy(path: &Path) -> StoreError {
     let next = "wait until that is finished and try again";
     StoreError::InUse { path: path.to_path_buf(), who: "another process that is changing it", next }
+}
+
+/// Which file a path leads to.
+pub(super) fn id_at(path: &Path) -> Result<StorageId, StoreError> {
+    FileStorage::id_at(path).map_err(StoreError::io("look at", path))
 }
 
 /// Whether the path still leads to the file that was locked.

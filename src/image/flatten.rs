@@ -27,7 +27,6 @@ use super::record::Record;
 use crate::chain::{Disk, OpenOptions};
 use crate::kind::ErrorKind;
 use crate::progress::{Cancel, Progress};
-use crate::storage::FileStorage;
 use crate::tools::{Hydrated, ToolError};
 
 impl CloneDisk {
@@ -111,7 +110,7 @@ impl CloneDisk {
         if !self.may_flatten(&record)? {
             return Ok(Hydrated { is_cut: true, ..Hydrated::default() });
         }
-        if disk.leaf.original.id() != FileStorage::id_at(&self.path).map_err(StoreError::io("look at", &self.path))? {
+        if disk.leaf.original.id() != files::id_at(&self.path)? {
             let what = format!("flattening {}", self.path.display());
             return Err(StoreError::Invalid { what, rule: "the open disk is another file".to_owned() });
         }

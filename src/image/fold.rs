@@ -203,7 +203,7 @@ impl CloneDisk {
                 (self.path.clone(), Disk::open_on(leaf, parents, &OpenOptions::new()).map_err(StoreError::open(&self.path))?)
             }
         };
-        let ids = [disk.leaf.original.id(), id_at(&savepoint_path)?];
+        let ids = [disk.leaf.original.id(), files::id_at(&savepoint_path)?];
         Ok(Fold { child, child_path, savepoint, savepoint_path, ids, disk, below })
     }
 }
@@ -281,7 +281,7 @@ impl Fold {
 
     /// Whether what was merged is what is there.
     fn is_true(&self, record: &Record) -> Result<bool, StoreError> {
-        let same = |path: &Path, id: StorageId| match id_at(path) {
+        let same = |path: &Path, id: StorageId| match files::id_at(path) {
             Ok(now) => Ok(now == id),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
@@ -328,10 +328,6 @@ fn note_dropping(held: &mut Held, record: &mut Record, name: &str) -> Result<(),
     }
     record.dropping.push(name.to_owned());
     held.replace(record, Durability::Durable)
-}
-
-fn id_at(path: &Path) -> Result<StorageId, StoreError> {
-    FileStorage::id_at(path).map_err(StoreError::io("look at", path))
 }
 
 /// What a clone's file stands on, also while somebody is writing to it: that does not change then.

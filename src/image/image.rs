@@ -148,7 +148,7 @@ impl Image {
         self.refuse_if_missing()?;
         let path = self.path();
         let disk = Disk::open(&path, &OpenOptions::new().parents(ParentPolicy::Deny)).map_err(StoreError::open(&path))?;
-        let found = disk.info().map_err(StoreError::disk(&path))?.data_write_guid.get();
+        let found = disk.leaf.header.data_write.get();
         if found == self.manifest.data_write_guid {
             return Ok(());
         }

@@ -200,6 +200,5 @@ fn freeze(leaf: &Path, place: &PathBuf) -> Result<(), StoreError> {
 }
 
 fn same_file(a: &Path, b: &Path) -> Result<bool, StoreError> {
-    let id = |path: &Path| FileStorage::id_at(path).map_err(StoreError::io("look at", path));
-    Ok(id(a)? == id(b)?)
+    Ok(files::id_at(a)? == files::id_at(b)?)
 }

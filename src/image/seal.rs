@@ -22,7 +22,7 @@ use super::names;
 use super::record::StepCost;
 use crate::chain::{Disk, DiskKind, OpenOptions, ParentPolicy};
 use crate::progress::{Cancel, Phase, Progress};
-use crate::storage::{FileStorage, Storage, SyncSite};
+use crate::storage::{FileStorage, Storage, StorageError, SyncSite};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -126,14 +126,16 @@ fn publish(store: &Store, workspace: &Workspace, manifest: &Manifest, digests: &
 /// Makes it read-only and durable. Windows syncs only what is open for writing, so there the attribute comes last, and is as durable
 /// as the journal of NTFS.
 fn harden(work: &Path) -> Result<(), StoreError> {
+    let settle = |opened: Result<FileStorage, StorageError>| {
+        opened.map_err(StoreError::storage("open", work))?.sync(SyncSite::Seal).map_err(StoreError::io("sync", work))
+    };
     if cfg!(unix) {
         make_read_only(work)?;
+        settle(FileStorage::open_read(work))
+    } else {
+        settle(FileStorage::open_write(work))?;
+        make_read_only(work)
     }
-    let open = if cfg!(unix) { FileStorage::open_read } else { FileStorage::open_write };
-    let file = open(work).map_err(StoreError::storage("open", work))?;
-    file.sync(SyncSite::Seal).map_err(StoreError::io("sync", work))?;
-    drop(file);
-    if cfg!(unix) { Ok(()) } else { make_read_only(work) }
 }
 
 /// Sets the read-only attribute.

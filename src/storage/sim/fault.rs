@@ -317,6 +317,14 @@ impl FaultStorage {
     }
 }
 
+/// What is said of a call that was done.
+fn afterwards(fault: Option<Fault>) -> io::Result<()> {
+    match fault {
+        Some(Fault::ErrorAfterEffect(kind) | Fault::ErrorAfterHalf(kind)) => Err(kind.into()),
+        _ => Ok(()),
+    }
+}
+
 /// What a barrier that was not refused does.
 enum Met {
     /// It says yes and has done nothing.
@@ -383,10 +391,7 @@ impl Storage for FaultStorage {
         let mut state = self.state.lock();
         state.dirty.push(Dirty::SetLen(len));
         state.touched.push((len.min(old), len.max(old)));
-        match fault {
-            Some(Fault::ErrorAfterEffect(kind) | Fault::ErrorAfterHalf(kind)) => Err(kind.into()),
-            _ => Ok(()),
-        }
+        afterwards(fault)
     }
 
     fn sync(&self, site: SyncSite) -> io::Result<()> {
@@ -404,10 +409,7 @@ impl Storage for FaultStorage {
                 Dirty::Zero(at, len) => state.device.zero(at, len),
             }
         }
-        match fault {
-            Some(Fault::ErrorAfterEffect(kind) | Fault::ErrorAfterHalf(kind)) => Err(kind.into()),
-            _ => Ok(()),
-        }
+        afterwards(fault)
     }
 
     fn writes_durably(&self) -> bool {
@@ -435,10 +437,7 @@ impl Storage for FaultStorage {
         self.inner.sync(site)?;
         // What is waiting below stays where it is in the order, and puts the same bytes there once more.
         self.state.lock().device.write(buf, at);
-        match fault {
-            Some(Fault::ErrorAfterEffect(kind) | Fault::ErrorAfterHalf(kind)) => Err(kind.into()),
-            _ => Ok(()),
-        }
+        afterwards(fault)
     }
 
     fn punch(&self, at: u64, len: u64) -> io::Result<()> {
@@ -450,10 +449,7 @@ impl Storage for FaultStorage {
         let mut state = self.state.lock();
         state.dirty.push(Dirty::Zero(at, len));
         state.touched.push((at, at.saturating_add(len)));
-        match fault {
-            Some(Fault::ErrorAfterEffect(kind) | Fault::ErrorAfterHalf(kind)) => Err(kind.into()),
-            _ => Ok(()),
-        }
+        afterwards(fault)
     }
 
     fn next_data(&self, at: u64) -> io::Result<Option<(u64, u64)>> {
